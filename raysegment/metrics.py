@@ -1,0 +1,113 @@
+"""Scores of a segmentation, from pixel counts alone.
+
+Counts add up over blocks, images and workers; only the final sum is turned into scores, once. (A mean of
+per-image scores is another number: on CamVid the two differ by up to 0.14.) Shared by `train` and `evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+
+def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
+    """Pixel counts int64 (classes, classes), rows = truth, columns = prediction.
+
+    Both arrays hold class indices, any integer dtype, equal shapes. A pixel whose truth lies outside
+    ``0 … classes - 1`` is left out (ignore); a prediction outside it, over valid truth, raises ValueError:
+    what such a pixel means (a miss, nodata) is for the caller to say first.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
+    counted = (truth >= 0) & (truth < classes)
+    t = truth[counted].astype(np.int64)
+    p = prediction[counted].astype(np.int64)
+    if p.size and (p.min() < 0 or p.max() >= classes):
+        raise ValueError(f"prediction holds {p.min()} … {p.max()}, the classes are 0 … {classes - 1}")
+    return np.bincount(t * classes + p, minlength=classes * classes).reshape(classes, classes)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """How well one class was found."""
+
+    iou: float
+    """Intersection over union, TP / (TP + FP + FN)."""
+    dice: float
+    """2 TP / (2 TP + FP + FN), which is the F1 score."""
+    precision: float
+    """TP / (TP + FP); 0 where nothing was predicted."""
+    recall: float
+    """TP / (TP + FN); 0 where there is no support."""
+    support: int
+    """Pixels of this class in the truth."""
+
+    def to_json(self) -> dict[str, float | int]:
+        return {
+            "iou": self.iou,
+            "dice": self.dice,
+            "precision": self.precision,
+            "recall": self.recall,
+            "support": self.support,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Everything that a confusion matrix says."""
+
+    classes: dict[str, ClassScore]
+    mean_iou: float
+    """Mean over the classes that occur in truth or prediction; a class absent from both is left out."""
+    mean_dice: float
+    accuracy: float
+    """Share of pixels whose class is right."""
+    constant_accuracy: float
+    """Accuracy of the best constant answer: the commonest class everywhere. What any model must beat."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Pixel counts, rows = truth."""
+
+    @classmethod
+    def of(cls, confusion: np.ndarray, names: Sequence[str]) -> Self:
+        """Scores of counts (C, C), rows = truth, one name per class. Without any pixel every score is 0."""
+        counts = np.asarray(confusion, dtype=np.int64)
+        if counts.shape != (len(names), len(names)):
+            raise ValueError(f"a confusion matrix of shape {counts.shape} does not fit {len(names)} classes")
+        hit, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+        union = support + predicted - hit
+        present = union > 0
+        iou = _ratio(hit, union)
+        dice = _ratio(2 * hit, support + predicted)
+        precision, recall = _ratio(hit, predicted), _ratio(hit, support)
+        total = int(counts.sum())
+        return cls(
+            classes={
+                name: ClassScore(
+                    float(iou[i]), float(dice[i]), float(precision[i]), float(recall[i]), int(support[i])
+                )
+                for i, name in enumerate(names)
+            },
+            mean_iou=float(iou[present].mean()) if present.any() else 0.0,
+            mean_dice=float(dice[present].mean()) if present.any() else 0.0,
+            accuracy=int(hit.sum()) / total if total else 0.0,
+            constant_accuracy=int(support.max()) / total if total else 0.0,
+            confusion=tuple(tuple(int(n) for n in row) for row in counts),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "classes": {name: score.to_json() for name, score in self.classes.items()},
+            "mean_iou": self.mean_iou,
+            "mean_dice": self.mean_dice,
+            "accuracy": self.accuracy,
+            "constant_accuracy": self.constant_accuracy,
+            "confusion": [list(row) for row in self.confusion],
+        }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole in float64, 0 where whole is 0."""
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
