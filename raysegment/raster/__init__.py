@@ -1,0 +1,11 @@
+"""Open any image lazily, as one (y, x, channel) plane.
+
+Start at :func:`open_raster` (open.py) and at what it answers (protocol.py). One file per format family:
+tiff.py (page.py decodes its tiles and strips, georeference.py reads its tags), zarr.py, picture.py. What they share:
+axes.py (which axis is which), validity.py (where there is data), identity.py (a digest of the content).
+"""
+
+from raysegment.raster.open import open_raster
+from raysegment.raster.protocol import PixelSize, Raster, Transform
+
+__all__ = ["PixelSize", "Raster", "Transform", "open_raster"]

@@ -1,0 +1,96 @@
+"""Which axis of an array is which: y, x, the channels, and those that `select` has to fix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raysegment.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_MEANING = {
+    "y": ("y", "lat", "latitude", "height", "row", "rows", "h", "northing"),
+    "x": ("x", "lon", "longitude", "width", "col", "cols", "column", "columns", "w", "easting"),
+    "c": ("c", "channel", "channels", "band", "bands", "s", "sample", "samples", "spectral"),
+    "t": ("t", "time"),
+    "z": ("z", "depth"),
+}
+_SHORT = {name: short for short, names in _MEANING.items() for name in names}
+
+#: A trailing or leading axis of at most this many entries is taken for the channels of an unnamed 3-D array.
+MOST_CHANNELS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """The roles of an array's axes, by position."""
+
+    y: int
+    x: int
+    channel: int | None
+    fixed: Mapping[int, int]
+    """Axis → the index at which it is held."""
+
+    def index(self, rows: slice, columns: slice) -> tuple[int | slice, ...]:
+        """The basic index that cuts rows and columns, and every channel, out of the array."""
+        count = 2 + (self.channel is not None) + len(self.fixed)
+        roles: dict[int, int | slice] = {self.y: rows, self.x: columns, **self.fixed}
+        return tuple(roles.get(axis, slice(None)) for axis in range(count))
+
+    def kept_order(self) -> tuple[int, ...]:
+        """How to transpose what :meth:`index` leaves so that it is (y, x) or (y, x, channel)."""
+        left = sorted(a for a in (self.y, self.x, self.channel) if a is not None)
+        wanted = [self.y, self.x] + ([self.channel] if self.channel is not None else [])
+        return tuple(left.index(a) for a in wanted)
+
+
+def short_name(name: str) -> str:
+    """ "y", "x", "c", "t" or "z" for the names in use for them; any other name in lower case."""
+    return _SHORT.get(name.lower(), name.lower())
+
+
+def resolve(names: Sequence[str], sizes: Sequence[int], select: Mapping[str, int], path: str) -> Axes:
+    """Give every axis its role.
+
+    Raises UsageError when an axis longer than 1 that is neither y, x nor channel is not in `select`, or `select` names
+    an axis or an index that is not there; InputError when there is no y or no x.
+    """
+    short = [short_name(n) for n in names]
+    shown = ", ".join(f"{n}={s}" for n, s in zip(short, sizes, strict=True))
+    if short.count("y") != 1 or short.count("x") != 1:
+        raise InputError(f"{path} has the axes ({shown}): an image needs one y and one x axis")
+    if len(set(short)) != len(short):
+        raise InputError(f"{path} has the axes ({shown}): two of them have the same name")
+    wanted = {short_name(n): index for n, index in select.items()}
+    for name, index in wanted.items():
+        if name in ("y", "x") or name not in short:
+            raise UsageError(f"select {name}={index} does not fit {path}: its axes are ({shown})")
+        size = sizes[short.index(name)]
+        if not 0 <= index < size:
+            raise UsageError(f"select {name}={index} is outside {path}: its axes are ({shown})")
+    planar = [i for i, name in enumerate(short) if name not in ("y", "x", "c") or name in wanted]
+    open_ = [short[i] for i in planar if sizes[i] != 1 and short[i] not in wanted]
+    if open_:
+        example = ",".join(f"{name}=0" for name in open_)
+        raise UsageError(f"{path} has the axes ({shown}): choose one plane, e.g. --select {example}")
+    fixed = {i: wanted.get(short[i], 0) for i in planar}
+    channel = None if "c" not in short or "c" in wanted else short.index("c")
+    return Axes(short.index("y"), short.index("x"), channel, fixed)
+
+
+def guess_names(sizes: Sequence[int], path: str) -> tuple[str, ...]:
+    """Names for an array without any: (y, x); (y, x, c) or (c, y, x) by which end is short. Raises InputError."""
+    if len(sizes) == 2:
+        return ("y", "x")
+    if len(sizes) == 3:
+        first, middle, last = sizes
+        if last <= MOST_CHANNELS and last < min(first, middle):
+            return ("y", "x", "c")
+        if first <= MOST_CHANNELS and first < min(middle, last):
+            return ("c", "y", "x")
+    raise InputError(
+        f"{path} is an array of shape {tuple(sizes)} without axis names, and which axis is which cannot be told: "
+        "set dimension_names (Zarr v3) or the attribute _ARRAY_DIMENSIONS"
+    )

@@ -1,0 +1,236 @@
+"""Where a TIFF lies and how big its pixels are, from its tags alone.
+
+GeoTIFF 1.1 (OGC 19-008) for the coordinate system and the transform, GDAL_NODATA for nodata; for slides Aperio's
+ImageDescription, OME-XML, ImageJ's unit, and the resolution tags where what they say is plausible under a microscope.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raysegment import console
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tifffile import TiffFile, TiffPage
+
+    from raysegment.raster.protocol import PixelSize, Transform
+
+_PIXEL_SCALE, _TIEPOINT, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735
+_GDAL_NODATA = 42113
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+_INCH, _CENTIMETRE = 2, 3
+
+# GeoKeys
+_MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _LINEAR_UNIT = 1024, 1025, 2048, 3072, 3076
+_MODEL_PROJECTED, _MODEL_GEOGRAPHIC = 1, 2
+_PIXEL_IS_POINT = 2
+_USER_DEFINED = 32767
+
+#: EPSG codes of linear units in metres.
+_METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937, 9036: 1000.0}
+_MICROMETRES = {
+    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
+    "nm": 1e-3, "nanometer": 1e-3, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6,
+    "å": 1e-4, "angstrom": 1e-4, "inch": 25400.0,
+}  # fmt: skip
+#: Resolution tags are believed up to this many µm per pixel: 300 dpi, a printer's default, would be 85.
+_MOST_MICROSCOPIC_UM = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Georeference:
+    """What is known of an image's place; None where the file does not say."""
+
+    crs: str | None
+    transform: Transform | None
+    pixel_size: PixelSize | None
+    nodata: float | None
+
+
+def georeference_of(tif: TiffFile, page: TiffPage, path: str) -> Georeference:
+    """Read the tags of the full-resolution `page`."""
+    keys = _geo_keys(page)
+    transform = _transform(page, keys)
+    if transform is None:  # a CRS without a transform (ground control points) places nothing
+        return Georeference(None, None, _microscope_pixel_size(tif, page), _nodata(page))
+    crs = _crs(keys, path)
+    size = pixel_size_of(transform, crs, unit_metres=_unit_metres(keys), geographic=_is_geographic(keys))
+    return Georeference(crs, transform, size, _nodata(page))
+
+
+def pixel_size_of(
+    transform: Transform, crs: str | None, *, unit_metres: float | None = None, geographic: bool | None = None
+) -> PixelSize:
+    """Edge lengths (y, x) of a pixel under `transform`: in metres, in degrees, or in an unknown unit without a CRS.
+
+    `unit_metres` is the length of the CRS's unit; both it and `geographic` are asked of rasterio, or taken for
+    metres (degrees for EPSG:4000–4999, where the geographic codes are), when the source does not say.
+    """
+    a, b, _, d, e, _ = transform
+    y, x = math.hypot(b, e), math.hypot(a, d)
+    if crs is None:
+        return (y, x, None)
+    if geographic is None:
+        geographic = _looks_geographic(crs)
+    if geographic:
+        return (y, x, "degree")
+    metres = unit_metres if unit_metres is not None else _asked_unit_metres(crs)
+    return (y * metres, x * metres, "m")
+
+
+def micrometres(unit: str | None) -> float | None:
+    """How many µm a unit of length is, by any of its usual names; None for an unknown one."""
+    return _MICROMETRES.get(unit.strip().lower()) if unit else None
+
+
+def _geo_keys(page: TiffPage) -> dict[int, int]:
+    """GeoKeys with a SHORT value."""
+    raw = page.tags.valueof(_GEO_KEYS)
+    if not isinstance(raw, tuple) or len(raw) < 4:
+        return {}
+    entries = [raw[i : i + 4] for i in range(4, 4 + 4 * raw[3], 4)]
+    return {e[0]: e[3] for e in entries if len(e) == 4 and e[1] == 0}
+
+
+def _transform(page: TiffPage, keys: Mapping[int, int]) -> Transform | None:
+    """The affine transform of pixel corners: GeoTIFF's tags speak of pixel centres when the raster is PixelIsPoint."""
+    matrix = page.tags.valueof(_MATRIX)
+    scale = page.tags.valueof(_PIXEL_SCALE)
+    ties = page.tags.valueof(_TIEPOINT)
+    if matrix is not None and len(matrix) == 16:
+        a, b, _, c, d, e, _, f = map(float, matrix[:8])
+    elif scale is not None and len(scale) >= 2 and ties is not None and len(ties) >= 6:
+        a, b, d = float(scale[0]), 0.0, 0.0
+        e = -float(scale[1])
+        c, f = ties[3] - ties[0] * a, ties[4] - ties[1] * e
+    else:
+        return None
+    if not a * e - b * d:
+        return None
+    if keys.get(_RASTER_TYPE) == _PIXEL_IS_POINT:
+        c, f = c - (a + b) / 2, f - (d + e) / 2
+    return (a, b, c, d, e, f)
+
+
+def _crs(keys: Mapping[int, int], path: str) -> str | None:
+    if not keys:
+        return None
+    key = _GEOGRAPHIC if _is_geographic(keys) else _PROJECTED
+    code = keys.get(key, 0)
+    if 0 < code < _USER_DEFINED:
+        return f"EPSG:{code}"
+    if keys.get(_MODEL_TYPE, 0) == 0 and code == 0:
+        return None
+    return _wkt(path)
+
+
+def _wkt(path: str) -> str | None:
+    """A coordinate system of the user's own: rasterio can spell it out as WKT, or find its code."""
+    if importlib.util.find_spec("rasterio") is None:
+        console.warn(f"{path}: its coordinate system has no EPSG code; install raysegment[geo] to keep it")
+        return None
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        with rasterio.open(path) as dataset:
+            return dataset.crs.to_string() if dataset.crs else None
+    except RasterioError as e:
+        console.warn(f"{path}: its coordinate system has no EPSG code and cannot be read: {e}")
+        return None
+
+
+def _is_geographic(keys: Mapping[int, int]) -> bool | None:
+    if not keys:
+        return None
+    model = keys.get(_MODEL_TYPE)
+    if model in (_MODEL_PROJECTED, _MODEL_GEOGRAPHIC):
+        return model == _MODEL_GEOGRAPHIC
+    if _PROJECTED in keys or _GEOGRAPHIC in keys:
+        return _PROJECTED not in keys
+    return None
+
+
+def _unit_metres(keys: Mapping[int, int]) -> float | None:
+    return _METRES.get(keys.get(_LINEAR_UNIT, 0))
+
+
+def _looks_geographic(crs: str) -> bool:
+    authority, _, code = crs.partition(":")
+    if authority == "EPSG" and code.isdigit():
+        return 4000 <= int(code) <= 4999
+    return crs.lstrip().upper().startswith(("GEOG", "OGC:CRS84"))
+
+
+def _asked_unit_metres(crs: str) -> float:
+    """Metres per unit of a projected CRS; 1 where nothing can tell (nearly all of them are metric)."""
+    if importlib.util.find_spec("rasterio") is None:
+        return 1.0
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    try:
+        return float(CRS.from_user_input(crs).linear_units_factor[1])
+    except CRSError:
+        return 1.0
+
+
+def _nodata(page: TiffPage) -> float | None:
+    text = page.tags.valueof(_GDAL_NODATA)
+    if not isinstance(text, str):
+        return None
+    try:
+        return float(text.strip().rstrip("\0"))
+    except ValueError:
+        console.detail(f"GDAL_NODATA {text!r} is not a number: ignored")
+        return None
+
+
+def _microscope_pixel_size(tif: TiffFile, page: TiffPage) -> PixelSize | None:
+    if tif.is_ome and (found := _ome_pixel_size(tif.ome_metadata or "")):
+        return found
+    aperio = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description)
+    if aperio and float(aperio[1]) > 0:
+        return (float(aperio[1]), float(aperio[1]), "um")
+    y, x = (_ratio(page.tags.valueof(tag)) for tag in (_Y_RESOLUTION, _X_RESOLUTION))
+    if not x or not y:
+        return None
+    unit: float | None
+    if tif.is_imagej:
+        unit = micrometres(str((tif.imagej_metadata or {}).get("unit", "")).encode().decode("unicode_escape"))
+    else:
+        unit = {_INCH: 25400.0, _CENTIMETRE: 10000.0}.get(page.tags.valueof(_RESOLUTION_UNIT, _INCH))
+    if unit is None:
+        return None
+    size = (unit / y, unit / x, "um")
+    return size if tif.is_imagej or max(size[:2]) <= _MOST_MICROSCOPIC_UM else None
+
+
+def _ome_pixel_size(xml: str) -> PixelSize | None:
+    """PhysicalSizeX/Y of the first image. The unit's default is µm by the OME schema."""
+    found: dict[str, Any] = {}
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
+    for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeXUnit", "PhysicalSizeYUnit"):
+        value = re.search(rf'\b{name}="([^"]*)"', pixels[0]) if pixels else None
+        found[name] = value[1] if value else None
+    sizes = []
+    for axis in ("Y", "X"):
+        number = found[f"PhysicalSize{axis}"]
+        unit = micrometres(found[f"PhysicalSize{axis}Unit"] or "µm")
+        if number is None or unit is None or not float(number) > 0:
+            return None
+        sizes.append(float(number) * unit)
+    return (sizes[0], sizes[1], "um")
+
+
+def _ratio(value: Any) -> float:
+    """A RATIONAL tag as a number; 0 where it is missing or has no denominator."""
+    if isinstance(value, tuple) and len(value) == 2 and value[1]:
+        return float(value[0]) / float(value[1])
+    return 0.0

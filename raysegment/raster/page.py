@@ -1,0 +1,203 @@
+"""One page of a TIFF: cut a window out of it, decoding only the tiles or strips that the window touches.
+
+tifffile understands the header and gives the decoder of one segment (a tile or a strip); reading goes by
+``pread``, which has no file position, so several threads may read one page at once without a lock.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysegment.errors import InputError, ReadError
+from raysegment.geometry import Size, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tifffile import TiffFrame, TiffPage
+
+#: What an uncompressed page is said to decode at once: any rows and columns of it can be had alone.
+_DIRECT_CHUNK = 256
+#: A compressed segment that unpacks to more than this cannot be worked with window by window.
+_MOST_SEGMENT_BYTES = 1 << 31
+
+
+class ByteFile:
+    """Bytes of a file by offset; safe from several threads."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd: int | None = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self._fd).st_size
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly `count` bytes. Raises OSError, EOFError when the file ends before."""
+        if self._fd is None:
+            raise OSError(f"{self.path} is closed")
+        if offset + count > self.size:
+            raise EOFError(f"its bytes {offset}–{offset + count} lie beyond the file's end at {self.size}")
+        data = os.pread(self._fd, count, offset)
+        while len(data) < count:  # pread gives at most 2 GiB at once
+            more = os.pread(self._fd, count - len(data), offset + len(data))
+            if not more:
+                raise EOFError(f"the file ended at {offset + len(data)} while it was being read")
+            data += more
+        return data
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class Page:
+    """A page (y, x, sample), opened. `base` is the offset of a page that has no header of its own (ImageJ)."""
+
+    def __init__(self, page: TiffPage | TiffFrame, file: ByteFile, base: int | None = None) -> None:
+        key = page.keyframe
+        if key is None or key.dtype is None or key._dtype is None:
+            bits = getattr(key, "bitspersample", "?")
+            raise InputError(f"{file.path} has pixels of a kind that cannot be read: {bits} bits per sample")
+        if key.dtype.kind not in "buif":
+            raise InputError(f"{file.path} has {key.dtype} pixels: give real numbers, such as the amplitude")
+        planes, depth, height, width, samples = key.shaped
+        if not height or not width or not samples:
+            raise InputError(f"{file.path} says that it is {height} × {width} px: there is nothing to read")
+        if depth != 1:
+            raise InputError(f"{file.path} has pages of depth {depth}: give one page per plane")
+        self.file = file
+        self.size = Size(height, width)
+        self.samples = planes * samples
+        self.dtype = np.dtype(np.uint8) if key.dtype.kind == "b" else key.dtype.newbyteorder("=")
+        self._planes, self._samples = planes, samples
+        self._segment = (
+            Size(key.tilelength, key.tilewidth)
+            if key.is_tiled and base is None
+            else Size(height if base is not None else min(key.rowsperstrip, height), width)
+        )
+        self._rows = math.ceil(height / self._segment.height)
+        self._columns = math.ceil(width / self._segment.width)
+        self._offsets = page.dataoffsets if base is None else (base,)
+        self._counts = page.databytecounts if base is None else (0,)
+        self._stored = _plain_dtype(key) if base is None else key.dtype.newbyteorder(key.parent.byteorder)
+        if base is None:
+            self._check_header(key)
+            self._decode = key.decode
+            self._tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
+        elif planes > 1:
+            raise InputError(f"{file.path} is a hyperstack with planar samples: rewrite it page by page")
+
+    @property
+    def chunk(self) -> Size:
+        """What is decoded at once."""
+        if self._stored is not None:
+            return Size(min(_DIRECT_CHUNK, self.size.height), min(_DIRECT_CHUNK, self.size.width))
+        return Size(min(self._segment.height, self.size.height), min(self._segment.width, self.size.width))
+
+    def read_into(self, window: Window, out: np.ndarray, fill: float) -> None:
+        """Write the window's pixels to `out` (height, width, samples); segments that are not stored become `fill`.
+
+        Raises ReadError naming the window and the tile or strip that is broken.
+        """
+        for plane in range(self._planes):
+            samples = slice(plane * self._samples, (plane + 1) * self._samples)
+            for index, place in self._segments(plane, window):
+                part = window.intersect(place)
+                rows, columns = part.slices(window)
+                target = out[rows, columns, samples]
+                try:
+                    pixels = self._pixels(index, place, part)
+                except Exception as e:  # codecs raise anything on damaged data
+                    reason = str(e) or type(e).__name__
+                    raise ReadError(
+                        f"{self.file.path}: cannot read {window}: the segment at {place} is broken: {reason}"
+                    ) from e
+                target[...] = fill if pixels is None else pixels
+
+    def _segments(self, plane: int, window: Window) -> Iterator[tuple[int, Window]]:
+        """Index and place of every segment that the window touches."""
+        h, w = self._segment
+        for row in range(window.y // h, math.ceil(window.bottom / h)):
+            for column in range(window.x // w, math.ceil(window.right / w)):
+                index = (plane * self._rows + row) * self._columns + column
+                yield index, Window(y=row * h, x=column * w, height=h, width=w)
+
+    def _pixels(self, index: int, place: Window, part: Window) -> np.ndarray | None:
+        """Pixels of `part` of one segment; None for one that is not stored (GDAL's sparse files)."""
+        offset, count = self._offsets[index], self._counts[index]
+        if self._stored is not None and offset:
+            return self._direct(offset, place, part, self._stored)
+        if not count:
+            return None
+        data = self.file.read(offset, count)
+        segment, _, _ = self._decode(data, index, **self._tables)
+        if segment is None:
+            return None
+        rows, columns = part.slices(place)
+        pixels: np.ndarray = segment[0, rows, columns]
+        if pixels.shape[:2] != part.size:
+            raise ValueError(f"it unpacks to {segment.shape[1]} × {segment.shape[2]} px")
+        return pixels
+
+    def _direct(self, offset: int, place: Window, part: Window, dtype: np.dtype) -> np.ndarray:
+        """Uncompressed rows: read the bytes of `part` and no others."""
+        pixel = dtype.itemsize * self._samples
+        row = pixel * (self._segment.width)
+        start = offset + (part.y - place.y) * row
+        if 2 * part.width >= self._segment.width:
+            # The last row is read only as far as its pixels go: the last strip of a file may end there.
+            skip = (part.x - place.x) * pixel
+            span = (part.height - 1) * row + part.width * pixel
+            data = np.frombuffer(self.file.read(start + skip, span), np.uint8)
+            strided = np.lib.stride_tricks.as_strided(
+                data, (part.height, part.width * pixel), (row, 1), writeable=False
+            )
+            data = np.ascontiguousarray(strided).reshape(-1)
+        else:
+            first = start + (part.x - place.x) * pixel
+            pieces = [self.file.read(first + r * row, part.width * pixel) for r in range(part.height)]
+            data = np.frombuffer(b"".join(pieces), np.uint8)
+        return data.view(dtype).reshape(part.height, part.width, self._samples)
+
+    def _check_header(self, key: TiffPage) -> None:
+        """Raise InputError when the header contradicts itself or the pixels cannot be decoded here."""
+        import tifffile
+
+        path, (height, width) = self.file.path, self.size
+        wanted = self._planes * self._rows * self._columns
+        if min(len(self._offsets), len(self._counts)) < wanted:
+            found = min(len(self._offsets), len(self._counts))
+            raise InputError(
+                f"{path}: its header says {height} × {width} px, which is {wanted} tiles or strips, but lists {found}"
+            )
+        if key.compression != 1:
+            try:
+                tifffile.TIFF.DECOMPRESSORS[key.compression]
+            except KeyError as e:
+                raise InputError(
+                    f"{path} is compressed in a way that cannot be read: {key.compression!s}"
+                ) from e
+        if key.is_subsampled and key.compression not in (6, 7, 34892, 33007):
+            raise InputError(f"{path} has subsampled colour without JPEG: rewrite it as RGB")
+        unpacked = self._segment.area * self._samples * self.dtype.itemsize
+        if self._stored is None and unpacked > _MOST_SEGMENT_BYTES:
+            raise InputError(
+                f"{path} is compressed in pieces of {self._segment.height} × {self._segment.width} px "
+                f"({unpacked / 2**30:.1f} GiB each): rewrite it tiled, e.g. gdal_translate -co TILED=YES"
+            )
+
+
+def _plain_dtype(key: TiffPage) -> np.dtype | None:
+    """The samples' dtype in the file, where segments are nothing but samples; None where they need decoding."""
+    plain = (
+        key.compression == 1
+        and key.predictor == 1
+        and key.fillorder == 1
+        and key.bitspersample in (8, 16, 32, 64)
+        and not key.is_subsampled
+    )
+    return key.dtype.newbyteorder(key.parent.byteorder) if plain and key.dtype is not None else None

@@ -1,0 +1,140 @@
+"""PNG, JPEG and the like: small pictures, decoded whole on the first read."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysegment.errors import InputError, ReadError, UsageError
+from raysegment.geometry import Size, Window
+from raysegment.raster.identity import path_identity
+from raysegment.raster.validity import valid_pixels
+from raysegment.raster.window import check_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from PIL.Image import Image
+
+    from raysegment.raster.protocol import PixelSize, Raster, Transform
+
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP")
+#: These formats cannot be read in part; above this, decoding one would take more than a worker may hold.
+_MOST_PIXELS = 400_000_000
+_DTYPES = {"I;16": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
+_CHANNELS = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "CMYK": 4}
+_ALPHA = {"LA": 1, "PA": 1, "RGBA": 3}
+
+
+class PictureRaster:
+    """A picture as one (y, x, channel) plane; see :class:`raysegment.raster.protocol.Raster`.
+
+    A palette picture is read as the stored index with `.palette` beside it, a 1-bit one as uint8 0 and 1.
+    """
+
+    levels: tuple[Size, ...]
+    pixel_size: PixelSize | None = None
+    crs: str | None = None
+    transform: Transform | None = None
+    nodata: float | None = None
+
+    def __init__(self, path: str, select: Mapping[str, int]) -> None:
+        self.path = path
+        self.select = dict(select)
+        self._pixels: np.ndarray | None = None
+        self._lock = threading.Lock()
+        if select:
+            raise UsageError(f"select {dict(select)} does not fit {path}: a picture has no axes but y and x")
+        with self._opened() as image:
+            self._describe(image)
+
+    def _opened(self) -> Image:
+        """The header alone; Pillow decodes later."""
+        import PIL.Image
+
+        try:
+            with warnings.catch_warnings():
+                # The size is checked in _describe, with our own limit.
+                warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+                return PIL.Image.open(self.path, formats=_FORMATS)
+        except PIL.UnidentifiedImageError as e:
+            raise InputError(
+                f"{self.path} is no image that can be read: give TIFF, Zarr, PNG or JPEG (its content decides)"
+            ) from e
+        except PIL.Image.DecompressionBombError as e:
+            raise InputError(_too_large(self.path, str(e))) from e
+        except Exception as e:  # a damaged header makes Pillow raise nearly anything
+            raise InputError(f"{self.path} is not a readable picture: {e}") from e
+
+    def _describe(self, image: Image) -> None:
+        width, height = image.size
+        if width * height > _MOST_PIXELS:
+            raise InputError(_too_large(self.path, f"{height} × {width} px"))
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+            raise InputError(f"{self.path} holds {image.n_frames} pictures: give one picture per file")  # type: ignore[attr-defined]
+        if image.mode not in _CHANNELS and image.mode not in _DTYPES:
+            raise InputError(
+                f"{self.path} has Pillow's mode {image.mode!r}, which cannot be read: save it as RGB"
+            )
+        self._mode = image.mode
+        self.format = "JPEG" if image.format == "MPO" else str(image.format)
+        self.shape = (height, width, _CHANNELS.get(image.mode, 1))
+        self.dtype = np.dtype(_DTYPES.get(image.mode, np.uint8))
+        self.levels = (Size(height, width),)
+        self.chunk = Size(height, width)
+        self.alpha = _ALPHA.get(image.mode)
+        self.palette = _palette(image)
+
+    def read(self, window: Window, level: int = 0) -> np.ndarray:
+        """Pixels as stored (height, width, channels). Raises ReadError."""
+        check_window(window, self.levels[level], self.path)
+        with self._lock:
+            if self._pixels is None:
+                self._pixels = self._decoded(window)
+        rows, columns = window.slices()
+        return np.ascontiguousarray(self._pixels[rows, columns])
+
+    def _decoded(self, window: Window) -> np.ndarray:
+        with self._opened() as image:
+            try:
+                image.load()
+            except Exception as e:  # codecs raise anything on damaged data
+                raise ReadError(f"{self.path}: cannot read {window}: {e}") from e
+            if image.mode != self._mode:
+                raise ReadError(
+                    f"{self.path}: cannot read {window}: its mode turned from {self._mode} to {image.mode}"
+                )
+            pixels = np.asarray(image).astype(self.dtype, copy=False)
+        return pixels.reshape(self.shape)
+
+    def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
+        """Where alpha is not 0. True = data; None = everywhere."""
+        return valid_pixels(pixels, self.nodata, self.alpha)
+
+    def identity(self) -> str:
+        """Digest of the file's content; see :mod:`raysegment.raster.identity`."""
+        return path_identity(self.path)
+
+    def close(self) -> None:
+        """Let go of the decoded pixels."""
+        self._pixels = None
+
+    def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
+        return PictureRaster, (self.path, self.select)
+
+
+def _palette(image: Image) -> tuple[tuple[int, int, int], ...] | None:
+    if image.mode != "P":
+        return None
+    flat = image.getpalette("RGB") or []
+    return tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3))
+
+
+def _too_large(path: str, seen: str) -> str:
+    return (
+        f"{path} is too large for a format that has to be decoded whole ({seen}; the limit is "
+        f"{_MOST_PIXELS // 10**6} megapixels): convert it to a tiled TIFF, e.g. gdal_translate -co TILED=YES"
+    )

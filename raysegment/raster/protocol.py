@@ -1,0 +1,67 @@
+"""What every image is to the rest of the house: one lazy (y, x, channel) plane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from raysegment.geometry import Size, Window
+
+#: (y, x, unit); unit is "um", "m", "degree" or None
+PixelSize = tuple[float, float, str | None]
+#: a, b, c, d, e, f in rasterio's order: x = a·col + b·row + c, y = d·col + e·row + f
+Transform = tuple[float, float, float, float, float, float]
+
+
+@runtime_checkable
+class Raster(Protocol):
+    """An image of any size, opened but not read.
+
+    One object belongs to one thread at a time or guards itself: workers open their own by `path`.
+    """
+
+    path: str
+    """Where it was opened from: opening this again gives the same plane."""
+    format: str
+    """The family, as a person would say it: "GeoTIFF", "OME-Zarr 0.4", "PNG" …"""
+    shape: tuple[int, int, int]
+    """(height, width, channels) of level 0, every stored channel counted."""
+    dtype: np.dtype
+    """As stored."""
+    levels: tuple[Size, ...]
+    """Sizes of the resolution levels, full resolution first."""
+    chunk: Size
+    """What is decoded at once at level 0 (tile, strip or Zarr chunk): reading less costs as much."""
+    pixel_size: PixelSize | None
+    crs: str | None
+    """An authority code such as "EPSG:32643" or, where there is none, WKT."""
+    transform: Transform | None
+    nodata: float | None
+    """The stored value that means "no data here"; NaN always does in a float raster."""
+    alpha: int | None
+    """Index of the channel that is opacity rather than a measurement."""
+    palette: tuple[tuple[int, int, int], ...] | None
+    """RGB (0–255) of each stored value, of a palette image."""
+
+    def read(self, window: Window, level: int = 0) -> np.ndarray:
+        """Pixels of `window`, as stored: (height, width, channels), C order, the file's dtype in
+        native byte order. `window` must lie inside the level. Raises ReadError naming the window."""
+        ...
+
+    def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
+        """Where the source has data: bool (height, width), True = data; None = everywhere.
+
+        `pixels` is what :meth:`read` gave for this window, so that nothing is decoded twice.
+        False where every colour channel holds nodata or NaN, where alpha is 0, or where the mask IFD is 0.
+        """
+        ...
+
+    def identity(self) -> str:
+        """A digest that changes when the content does; the same for a copy of the file where affordable."""
+        ...
+
+    def close(self) -> None:
+        """Let go of file handles. Safe to call twice."""
+        ...

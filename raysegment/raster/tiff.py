@@ -1,0 +1,188 @@
+"""TIFF of every flavour: BigTIFF, GeoTIFF, COG, OME-TIFF, SVS and other slides."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysegment import console
+from raysegment.errors import InputError, RaysegmentError
+from raysegment.geometry import Size, Window
+from raysegment.raster.georeference import Georeference, georeference_of
+from raysegment.raster.identity import path_identity
+from raysegment.raster.page import ByteFile, Page
+from raysegment.raster.pyramid import LevelPages, find_levels
+from raysegment.raster.validity import representable, valid_pixels
+from raysegment.raster.window import check_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tifffile import TiffFile, TiffPage
+
+    from raysegment.raster.protocol import Raster
+
+_UNASSOCIATED = (1, 2)  # ExtraSamples: associated, unassociated alpha
+_PALETTE = 3  # PhotometricInterpretation
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    pages: tuple[Page, ...]
+    mask: Page | None
+
+    @property
+    def size(self) -> Size:
+        return self.pages[0].size
+
+
+class TiffRaster:
+    """A TIFF as one (y, x, channel) plane; see :class:`raysegment.raster.protocol.Raster`.
+
+    Several threads may read it at once. Pickled, it travels as its path and opens again.
+    """
+
+    def __init__(self, path: str, select: Mapping[str, int]) -> None:
+        self.path = path
+        self.select = dict(select)
+        self._files: dict[str, ByteFile] = {}
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        import tifffile
+
+        _talk_quietly()
+        try:
+            with tifffile.TiffFile(self.path) as tif:
+                levels = find_levels(tif, self.select, self.path)
+                self._levels = tuple(self._level(found) for found in levels)
+                first: TiffPage = levels[0].pages[0][0].keyframe
+                place = georeference_of(tif, first, self.path)
+                self._describe(tif, first, place)
+        except RaysegmentError:
+            raise
+        except OSError as e:
+            raise InputError(f"cannot read {self.path}: {e.strerror or e}") from e
+        except Exception as e:  # a damaged header makes tifffile raise nearly anything
+            raise InputError(f"{self.path} is not a readable TIFF: {type(e).__name__}: {e}") from e
+
+    def _level(self, found: LevelPages) -> _Level:
+        pages = tuple(Page(page, self._file(page), base) for page, base in found.pages)
+        mask = Page(found.mask, self._file(found.mask)) if found.mask is not None else None
+        return _Level(pages, mask)
+
+    def _file(self, page: Any) -> ByteFile:
+        path = page.parent.filehandle.path
+        if path not in self._files:
+            self._files[path] = ByteFile(path)
+        return self._files[path]
+
+    def _describe(self, tif: TiffFile, first: TiffPage, place: Georeference) -> None:
+        main = self._levels[0]
+        height, width = main.size
+        self.format = _format_name(tif, place)
+        self.shape = (height, width, sum(p.samples for p in main.pages))
+        self.dtype = main.pages[0].dtype
+        self.levels = tuple(level.size for level in self._levels)
+        self.chunk = main.pages[0].chunk
+        self.pixel_size = place.pixel_size
+        self.crs = place.crs
+        self.transform = place.transform
+        self.nodata = representable(place.nodata, self.dtype)
+        self.alpha = _alpha(first) if len(main.pages) == 1 else None
+        self.palette = _palette(first)
+
+    def read(self, window: Window, level: int = 0) -> np.ndarray:
+        """Pixels as stored (height, width, channels); 1-bit samples as uint8 0 and 1. Raises ReadError."""
+        at = self._levels[level]
+        check_window(window, at.size, self.path)
+        out = np.empty((window.height, window.width, self.shape[2]), self.dtype)
+        fill = self.nodata if self.nodata is not None else 0
+        start = 0
+        for page in at.pages:
+            page.read_into(window, out[:, :, start : start + page.samples], fill)
+            start += page.samples
+        return out
+
+    def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
+        """Where there is data: by nodata and NaN, alpha and mask page. True = data; None = everywhere."""
+        valid = valid_pixels(pixels, self.nodata, self.alpha)
+        mask = self._levels[level].mask
+        if mask is None:
+            return valid
+        seen = _mask_pixels(mask, window, self._levels[level].size)
+        return seen if valid is None else valid & seen
+
+    def identity(self) -> str:
+        """Digest of the file's content; see :mod:`raysegment.raster.identity`."""
+        return path_identity(self.path)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
+        return TiffRaster, (self.path, self.select)
+
+
+def _mask_pixels(mask: Page, window: Window, size: Size) -> np.ndarray:
+    """The mask page over the window of a level of `size`: its nearest pixels where its own size is another."""
+    if mask.size == size:
+        wide = window
+        rows = columns = slice(None)
+    else:
+        ys = _nearest(window.y, window.height, size.height, mask.size.height)
+        xs = _nearest(window.x, window.width, size.width, mask.size.width)
+        wide = Window.between(int(ys[0]), int(xs[0]), int(ys[-1]) + 1, int(xs[-1]) + 1)
+        rows, columns = ys - wide.y, xs - wide.x  # type: ignore[assignment]
+    out = np.empty((wide.height, wide.width, mask.samples), mask.dtype)
+    mask.read_into(wide, out, 0)
+    seen: np.ndarray = out[:, :, 0][rows][:, columns] != 0
+    return seen
+
+
+def _nearest(start: int, count: int, length: int, other: int) -> np.ndarray:
+    """Indices on an axis of `other` pixels nearest to `count` pixels from `start` on one of `length`."""
+    return ((np.arange(start, start + count) + 0.5) * other / length).astype(np.int64).clip(0, other - 1)
+
+
+def _alpha(page: TiffPage) -> int | None:
+    extra = page.extrasamples
+    first = page.samplesperpixel - len(extra)
+    return next((first + i for i, kind in enumerate(extra) if kind in _UNASSOCIATED), None)
+
+
+def _palette(page: TiffPage) -> tuple[tuple[int, int, int], ...] | None:
+    if page.photometric != _PALETTE or page.colormap is None:
+        return None
+    return tuple((int(r), int(g), int(b)) for r, g, b in (page.colormap >> 8).T)
+
+
+def _format_name(tif: TiffFile, place: Georeference) -> str:
+    kind = tif.series[0].kind
+    if kind in ("ome", "svs", "ndpi", "scn", "bif", "qpi", "philips", "imagej"):
+        return {"ome": "OME-TIFF", "imagej": "ImageJ TIFF"}.get(kind, f"{kind.upper()} slide")
+    geo = place.crs is not None or place.transform is not None
+    return ("GeoTIFF" if geo else "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
+
+
+class _Detail(logging.Handler):
+    """tifffile's remarks on a file are for those who asked for --verbose."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.detail(f"tifffile: {record.getMessage()}")
+
+
+def _talk_quietly() -> None:
+    logger = logging.getLogger("tifffile")
+    if not any(isinstance(h, _Detail) for h in logger.handlers):
+        logger.addHandler(_Detail())
+        logger.propagate = False

@@ -1,0 +1,47 @@
+"""Where an image has data, told from its pixels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def representable(nodata: float | None, dtype: np.dtype) -> float | None:
+    """`nodata` as a pixel of `dtype` could hold it, or None when none can (−9999 in a uint8 image)."""
+    if nodata is None:
+        return None
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            stored = float(dtype.type(nodata))
+        return None if math.isinf(stored) and not math.isinf(nodata) else stored
+    if not math.isfinite(nodata) or nodata != int(nodata):
+        return None
+    info = np.iinfo(dtype)
+    return nodata if info.min <= nodata <= info.max else None
+
+
+def valid_pixels(pixels: np.ndarray, nodata: float | None, alpha: int | None) -> np.ndarray | None:
+    """True where a pixel holds data: bool (height, width) of `pixels` (height, width, channels); None = everywhere.
+
+    False where every colour channel is nodata or NaN, or where the `alpha` channel is 0.
+    """
+    valid: np.ndarray | None = None
+    if nodata is not None or pixels.dtype.kind == "f":
+        for c in range(pixels.shape[2]):
+            if c != alpha:
+                has = _has_data(pixels[:, :, c], nodata)
+                valid = has if valid is None else np.logical_or(valid, has, out=valid)
+    if alpha is not None:
+        opaque = pixels[:, :, alpha] != 0
+        valid = opaque if valid is None else np.logical_and(valid, opaque, out=valid)
+    return valid
+
+
+def _has_data(channel: np.ndarray, nodata: float | None) -> np.ndarray:
+    if channel.dtype.kind != "f":
+        return channel != channel.dtype.type(int(nodata))  # type: ignore[arg-type]
+    has = channel == channel  # False at NaN alone
+    if nodata is not None and not math.isnan(nodata):
+        has &= channel != channel.dtype.type(nodata)
+    return has

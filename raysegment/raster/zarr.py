@@ -1,0 +1,230 @@
+"""Zarr v2 and v3 arrays and groups, OME-Zarr 0.1 to 0.5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysegment.errors import InputError, RaysegmentError, ReadError
+from raysegment.geometry import Size, Window
+from raysegment.raster.axes import Axes, guess_names, resolve
+from raysegment.raster.georeference import micrometres, pixel_size_of
+from raysegment.raster.identity import path_identity
+from raysegment.raster.validity import representable, valid_pixels
+from raysegment.raster.window import check_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import zarr
+
+    from raysegment.raster.protocol import PixelSize, Raster, Transform
+
+_METADATA = ("zarr.json", ".zarray", ".zgroup")
+#: Axes of OME-Zarr 0.1 and 0.2, which did not name them.
+_OLD_AXES = ("t", "c", "z", "y", "x")
+
+
+class ZarrRaster:
+    """A Zarr array, or the levels of an OME-Zarr image, as one (y, x, channel) plane.
+
+    See :class:`raysegment.raster.protocol.Raster`. Several threads may read it at once; pickled, it travels as its path.
+    """
+
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    alpha: int | None = None
+
+    def __init__(self, path: str, select: Mapping[str, int]) -> None:
+        import zarr
+
+        self.path = path
+        self.select = dict(select)
+        if not any((Path(path) / name).is_file() for name in _METADATA):
+            raise InputError(
+                f"{path} is a folder without Zarr metadata: give an image or a Zarr array or group"
+            )
+        try:
+            node = zarr.open(path, mode="r")
+            if isinstance(node, zarr.Array):
+                self._open_array(node)
+            else:
+                self._open_group(node)
+        except RaysegmentError:
+            raise
+        except Exception as e:  # damaged metadata makes zarr raise nearly anything
+            raise InputError(f"{path} is not a readable Zarr: {type(e).__name__}: {e}") from e
+
+    def _open_array(self, array: zarr.Array) -> None:
+        names = (
+            _dimension_names(array)
+            or _names_by_parent(Path(self.path))
+            or guess_names(array.shape, self.path)
+        )
+        self.format = f"Zarr v{array.metadata.zarr_format}"
+        self._describe([array], [names], dict(array.attrs), {})
+
+    def _open_group(self, group: zarr.Group) -> None:
+        attributes = dict(group.attrs)
+        ome = attributes.get("ome", attributes)
+        if "multiscales" in ome:
+            self._open_multiscales(group, ome, attributes)
+            return
+        if ome.get("bioformats2raw.layout") is not None or "labels" in ome:
+            children = sorted(name for name, _ in group.groups())
+        else:
+            children = sorted(name for name, _ in group.arrays()) or sorted(
+                name for name, _ in group.groups()
+            )
+        if len(children) != 1:
+            found = ", ".join(children[:8]) + (", …" if len(children) > 8 else "") or "nothing"
+            raise InputError(
+                f"{self.path} is a Zarr group that holds {found}: give the path of one image in it"
+            )
+        child = group[children[0]]
+        if hasattr(child, "shape"):
+            self._open_array(child)
+        else:
+            self._open_group(child)
+
+    def _open_multiscales(
+        self, group: zarr.Group, ome: Mapping[str, Any], attributes: Mapping[str, Any]
+    ) -> None:
+        scales = ome["multiscales"][0]
+        names, units = _ome_axes(scales)
+        arrays = [group[d["path"]] for d in scales["datasets"]]
+        version = str(ome.get("version") or scales.get("version") or "0.1")
+        self.format = f"OME-Zarr {version}"
+        self._describe(arrays, [names] * len(arrays), {**dict(arrays[0].attrs), **attributes}, units)
+        if self.pixel_size is None:
+            self.pixel_size = _ome_pixel_size(scales, self._axes[0], units)
+
+    def _describe(
+        self,
+        arrays: list[Any],
+        names: list[tuple[str, ...]],
+        attributes: Mapping[str, Any],
+        units: Mapping[str, str | None],
+    ) -> None:
+        self._arrays = arrays
+        first = arrays[0]
+        if first.dtype.kind not in "buif":
+            raise InputError(f"{self.path} has {first.dtype} pixels: give real numbers")
+        if 0 in first.shape:
+            raise InputError(f"{self.path} has the shape {first.shape}: there is nothing to read")
+        for array, axis_names in zip(arrays, names, strict=True):
+            if len(array.shape) != len(axis_names):
+                raise InputError(
+                    f"{self.path} names {len(axis_names)} axes {axis_names}, but has shape {array.shape}"
+                )
+        self._axes = [resolve(n, a.shape, self.select, self.path) for n, a in zip(names, arrays, strict=True)]
+        axes = self._axes[0]
+        self.levels = tuple(Size(a.shape[x.y], a.shape[x.x]) for a, x in zip(arrays, self._axes, strict=True))
+        channels = 1 if axes.channel is None else first.shape[axes.channel]
+        self.shape = (*self.levels[0], channels)
+        self.dtype = np.dtype(np.uint8) if first.dtype.kind == "b" else first.dtype.newbyteorder("=")
+        self.chunk = Size(*(min(first.chunks[i], first.shape[i]) for i in (axes.y, axes.x)))
+        self.crs = attributes.get("proj:code") or attributes.get("proj:wkt2")
+        self.transform = _spatial_transform(attributes)
+        self.nodata = representable(_nodata(attributes), self.dtype)
+        self.pixel_size: PixelSize | None = None
+        if self.transform is not None:
+            self.pixel_size = pixel_size_of(self.transform, self.crs)
+
+    def read(self, window: Window, level: int = 0) -> np.ndarray:
+        """Pixels as stored (height, width, channels). Chunks that are not there hold the fill value. Raises ReadError."""
+        check_window(window, self.levels[level], self.path)
+        array, axes = self._arrays[level], self._axes[level]
+        try:
+            pixels = np.asarray(array[axes.index(*window.slices())])
+        except Exception as e:  # codecs raise anything on damaged data
+            raise ReadError(
+                f"{self.path}: cannot read {window} of level {level}: {type(e).__name__}: {e}"
+            ) from e
+        plane = pixels.transpose(axes.kept_order())
+        return np.ascontiguousarray(plane.reshape(window.height, window.width, -1), dtype=self.dtype)
+
+    def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
+        """Where there is data, by nodata and NaN. True = data; None = everywhere."""
+        return valid_pixels(pixels, self.nodata, self.alpha)
+
+    def identity(self) -> str:
+        """Digest of every file of the store; see :mod:`raysegment.raster.identity`."""
+        return path_identity(self.path)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
+        return ZarrRaster, (self.path, self.select)
+
+
+def _dimension_names(array: zarr.Array) -> tuple[str, ...] | None:
+    """Names by Zarr v3's own field or xarray's attribute; None when there are none or some are missing."""
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    if not names or any(n is None for n in names):
+        return None
+    return tuple(str(n) for n in names)
+
+
+def _names_by_parent(path: Path) -> tuple[str, ...] | None:
+    """Names of a level's axes by the OME-Zarr image that it belongs to; None when it belongs to none."""
+    import zarr
+
+    if not any((path.parent / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return None
+    attributes = dict(zarr.open_group(path.parent, mode="r").attrs)
+    scales = attributes.get("ome", attributes).get("multiscales") or [{}]
+    if path.name not in [d["path"] for d in scales[0].get("datasets", ())]:
+        return None
+    return _ome_axes(scales[0])[0]
+
+
+def _ome_axes(scales: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str | None]]:
+    """Axis names and their units: 0.4 and later describe them, 0.3 names them, before they were five and fixed."""
+    axes = scales.get("axes") or _OLD_AXES
+    if all(isinstance(a, str) for a in axes):
+        return tuple(axes), {}
+    return tuple(a["name"] for a in axes), {a["name"]: a.get("unit") for a in axes}
+
+
+def _ome_pixel_size(
+    scales: Mapping[str, Any], axes: Axes, units: Mapping[str, str | None]
+) -> PixelSize | None:
+    """Scale of level 0: the data set's times the whole pyramid's. None where there is neither scale nor unit."""
+    lists = [scales["datasets"][0].get("coordinateTransformations"), scales.get("coordinateTransformations")]
+    found = [
+        t["scale"] for transformations in lists for t in transformations or () if t.get("type") == "scale"
+    ]
+    if not found:
+        return None
+    y, x = (float(np.prod([scale[axis] for scale in found])) for axis in (axes.y, axes.x))
+    unit_y, unit_x = (units.get(n) for n in list(units)[axes.y : axes.x + 1 : max(1, axes.x - axes.y)])
+    if unit_y == unit_x == "degree":
+        return (y, x, "degree")
+    um_y, um_x = micrometres(unit_y), micrometres(unit_x)
+    if um_y is not None and um_x is not None:
+        if unit_y == unit_x == "meter":
+            return (y, x, "m")
+        return (y * um_y, x * um_x, "um")
+    return None if y == x == 1.0 else (y, x, None)
+
+
+def _spatial_transform(attributes: Mapping[str, Any]) -> Transform | None:
+    values = attributes.get("spatial:transform")
+    if values is None:
+        return None
+    a, b, c, d, e, f = (float(v) for v in values[:6])
+    return (a, b, c, d, e, f)
+
+
+def _nodata(attributes: Mapping[str, Any]) -> float | None:
+    """By CF's and GDAL's attribute names. Zarr's own fill value says what is not stored, not what is not known."""
+    for name in ("_FillValue", "nodata", "missing_value"):
+        value = attributes.get(name)
+        if isinstance(value, (int, float)):
+            return float(value)
+        if value in ("NaN", "nan"):
+            return float("nan")
+    return None
