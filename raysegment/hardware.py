@@ -1,0 +1,71 @@
+"""What this machine has: cores that are really ours, a device, fast bfloat16."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysegment.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_cores(cgroup: Path = _CGROUP) -> int:
+    """Cores that this process may keep busy: its CPU affinity, cut down to the container's quota (v2, v1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return max(1, min(cores, math.floor(quota + 0.01))) if quota is not None else cores
+
+
+def _quota(cgroup: Path) -> float | None:
+    """CPUs per second that the container is given, or None when it is not limited."""
+    unified = cgroup / "cpu.max"
+    if unified.is_file():
+        limit, period = unified.read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    old = cgroup / "cpu" / "cpu.cfs_quota_us"
+    if old.is_file():
+        limit_us = int(old.read_text())
+        period_us = int((cgroup / "cpu" / "cpu.cfs_period_us").read_text())
+        return limit_us / period_us if limit_us > 0 else None
+    return None
+
+
+def pick_device(wish: str = "auto") -> torch.device:
+    """`auto`: a GPU when there is one. Raises UsageError for "cuda" without a usable GPU."""
+    import torch
+
+    if wish not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device {wish!r} is not known: give auto, cpu or cuda")
+    has_gpu = torch.cuda.is_available()
+    if wish == "cuda" and not has_gpu:
+        raise UsageError("device cuda was asked for, but torch finds no usable GPU here: give cpu or auto")
+    return torch.device("cuda" if has_gpu and wish != "cpu" else "cpu")
+
+
+def has_fast_bf16(device: torch.device | str) -> bool:
+    """Whether bfloat16 is worth turning on: CUDA from Ampere on, and CPUs with AMX tiles.
+
+    AVX512-BF16 without AMX does not count: a U-Net of base width 16 took 2.25 s a step in bf16 and 2.12 s
+    in fp32 (channels_last, one thread); with AMX bf16 is about four times as fast as fp32.
+    """
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return "amx_bf16" in _cpu_flags() and "amx_tile" in _cpu_flags()
+
+
+def _cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Instruction set flags of the first core; empty where the system does not say."""
+    if not cpuinfo.is_file():
+        return frozenset()
+    for line in cpuinfo.read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()

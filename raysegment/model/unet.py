@@ -1,0 +1,159 @@
+"""The U-Net of Ronneberger, Fischer and Brox (2015), padded or not, on logits.
+
+Each of the `depth` levels of the contracting path runs two 3×3 convolutions and halves the size by 2×2
+max pooling; the expanding path doubles it by 2×2 transposed convolutions and joins what the same level
+of the contracting path saw. The head is a plain 1×1 convolution without activation.
+
+``padding="same"``   output as big as the input; `multiple` = 2^depth, margin 0.
+``padding="valid"``  the paper's: every 3×3 convolution loses one pixel per side. The paper's input sizes
+                     (572 for four levels) are those at which every pooling divides evenly, 2^depth·k − 4.
+                     So that tiles can be planned by `multiple` = 2^depth alone, the network first crops
+                     its input by `_trim(depth)` pixels per side: 576 in, 572 kept, 388 out, margin 94.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+Norm = Literal["batch", "group", "none"]
+Padding = Literal["same", "valid"]
+
+#: Class frequencies are clipped to this before they become the head's bias.
+_RAREST = 1e-3
+_GROUP_CHANNELS = 8
+
+
+def multiple(depth: int) -> int:
+    """Both edges of the network's input must be multiples of this."""
+    return 2**depth
+
+
+def margin(depth: int, padding: Padding) -> int:
+    """Pixels that the output is smaller than the input, on each side."""
+    if padding == "same":
+        return 0
+    return _trim(depth) + 6 * 2**depth - 4
+
+
+def receptive_radius(depth: int) -> int:
+    """How far from an output pixel the input can still change it, in pixels.
+
+    Exact: the interval that one output pixel sees, traced through the deepest path, for the worst of
+    the 2^depth phases that a pixel can have on the pooling grid.
+    """
+    return max(_reach(y, depth) for y in range(2**depth))
+
+
+def _reach(y: int, depth: int) -> int:
+    low = high = y
+    for _ in range(depth):
+        low, high = (low - 2) // 2, (high + 2) // 2  # two convolutions, then the cell of the coarser level
+    low, high = low - 2, high + 2
+    for _ in range(depth):
+        low, high = 2 * low - 2, 2 * high + 1 + 2  # both pixels of the pooled pair, then two convolutions
+    return max(y - low, high - y)
+
+
+def _trim(depth: int) -> int:
+    """Pixels cropped per side from an input of edge 2^depth·k, so that (edge + 4) divides by 2^depth."""
+    return 2 % 2 ** max(depth - 1, 0)
+
+
+class _DoubleConv(nn.Sequential):
+    """Twice: 3×3 convolution, norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm, padding: Padding) -> None:
+        layers: list[nn.Module] = []
+        for channels in (inputs, outputs):
+            layers.append(
+                nn.Conv2d(channels, outputs, 3, padding=1 if padding == "same" else 0, bias=norm == "none")
+            )
+            if norm == "batch":
+                layers.append(nn.BatchNorm2d(outputs))
+            elif norm == "group":
+                layers.append(nn.GroupNorm(max(1, outputs // _GROUP_CHANNELS), outputs))
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """(n, in_channels, h, w) float → logits (n, out_channels, h − 2·margin, w − 2·margin).
+
+    h and w are multiples of ``2**depth``. `base_width` channels at full resolution, twice as many per
+    level. `dropout` drops whole channels at the two deepest levels of the contracting path (the paper
+    drops at its end), in training only.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        base_width: int = 16,
+        depth: int = 4,
+        norm: Norm = "batch",
+        padding: Padding = "same",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.depth, self.padding = depth, padding
+        self.trim = _trim(depth) if padding == "valid" else 0
+        widths = [base_width * 2**level for level in range(depth + 1)]
+        self.down = nn.ModuleList(
+            _DoubleConv(inputs, outputs, norm, padding)
+            for inputs, outputs in zip([in_channels, *widths], widths, strict=False)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.drop = nn.ModuleList(
+            nn.Dropout2d(dropout) if dropout > 0 and level >= depth - 1 else nn.Identity()
+            for level in range(depth + 1)
+        )
+        self.widen = nn.ModuleList(
+            nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in reversed(widths[:-1])
+        )
+        self.up = nn.ModuleList(
+            _DoubleConv(2 * width, width, norm, padding) for width in reversed(widths[:-1])
+        )
+        self.head = nn.Conv2d(base_width, out_channels, 1)
+        self._initialise()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.trim:
+            x = x[:, :, self.trim : -self.trim, self.trim : -self.trim]
+        skips: list[torch.Tensor] = []
+        for level, (block, drop) in enumerate(zip(self.down, self.drop, strict=True)):
+            x = drop(block(x if level == 0 else self.pool(x)))
+            skips.append(x)
+        skips.pop()
+        for widen, block in zip(self.widen, self.up, strict=True):
+            x = widen(x)
+            x = block(torch.cat([_centre(skips.pop(), x), x], dim=1))
+        return self.head(x)
+
+    def set_prior(self, frequencies: Sequence[float], activation: Literal["softmax", "sigmoid"]) -> None:
+        """Start the head at the class frequencies (one per output), so that the first steps are not
+        spent on learning how common each class is (Lin et al. 2017, section 4.1)."""
+        prior = torch.tensor(frequencies, dtype=self.head.weight.dtype).clamp(_RAREST, 1 - _RAREST)
+        with torch.no_grad():
+            self.head.bias.copy_(prior.log() if activation == "softmax" else prior.logit())
+
+    def _initialise(self) -> None:
+        """He et al. (2015) where a ReLU follows; a small head, so that it first answers the prior."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                # fan_out of a stride-2 transposed convolution counts what one output pixel sums
+                mode = "fan_in" if isinstance(module, nn.Conv2d) else "fan_out"
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.head.weight, std=0.01)
+
+
+def _centre(skip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The middle of `skip`, as big as `x`."""
+    top, left = (skip.shape[2] - x.shape[2]) // 2, (skip.shape[3] - x.shape[3]) // 2
+    return skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
