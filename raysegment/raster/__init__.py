@@ -1,8 +1,9 @@
 """Open any image lazily, as one (y, x, channel) plane.
 
 Start at :func:`open_raster` (open.py) and at what it answers (protocol.py). One file per format family:
-tiff.py (page.py decodes its tiles and strips, georeference.py reads its tags), zarr.py, picture.py. What they share:
-axes.py (which axis is which), validity.py (where there is data), identity.py (a digest of the content).
+tiff.py (pyramid.py finds its levels, page.py decodes tiles and strips, georeference.py reads the tags),
+zarr.py, picture.py. What they share: axes.py (which axis is which), validity.py (where there is data),
+identity.py (a digest of the content), window.py (the check before a read).
 """
 
 from raysegment.raster.open import open_raster

@@ -54,8 +54,8 @@ def short_name(name: str) -> str:
 def resolve(names: Sequence[str], sizes: Sequence[int], select: Mapping[str, int], path: str) -> Axes:
     """Give every axis its role.
 
-    Raises UsageError when an axis longer than 1 that is neither y, x nor channel is not in `select`, or `select` names
-    an axis or an index that is not there; InputError when there is no y or no x.
+    Raises UsageError when an axis longer than 1 that is neither y, x nor channel is not in `select`, or
+    `select` names an axis or an index that is not there; InputError when there is no y or no x.
     """
     short = [short_name(n) for n in names]
     shown = ", ".join(f"{n}={s}" for n, s in zip(short, sizes, strict=True))
@@ -81,7 +81,10 @@ def resolve(names: Sequence[str], sizes: Sequence[int], select: Mapping[str, int
 
 
 def guess_names(sizes: Sequence[int], path: str) -> tuple[str, ...]:
-    """Names for an array without any: (y, x); (y, x, c) or (c, y, x) by which end is short. Raises InputError."""
+    """Names for an array without any: (y, x); (y, x, c) or (c, y, x) by which end is short.
+
+    Raises InputError when neither end is.
+    """
     if len(sizes) == 2:
         return ("y", "x")
     if len(sizes) == 3:
@@ -91,6 +94,6 @@ def guess_names(sizes: Sequence[int], path: str) -> tuple[str, ...]:
         if first <= MOST_CHANNELS and first < min(middle, last):
             return ("c", "y", "x")
     raise InputError(
-        f"{path} is an array of shape {tuple(sizes)} without axis names, and which axis is which cannot be told: "
+        f"{path} is an array of shape {tuple(sizes)} without axis names, and which is which cannot be told: "
         "set dimension_names (Zarr v3) or the attribute _ARRAY_DIMENSIONS"
     )

@@ -1,7 +1,8 @@
 """Where a TIFF lies and how big its pixels are, from its tags alone.
 
-GeoTIFF 1.1 (OGC 19-008) for the coordinate system and the transform, GDAL_NODATA for nodata; for slides Aperio's
-ImageDescription, OME-XML, ImageJ's unit, and the resolution tags where what they say is plausible under a microscope.
+GeoTIFF 1.1 (OGC 19-008) for the coordinate system and the transform, GDAL_NODATA for nodata; for slides
+Aperio's ImageDescription, OME-XML, ImageJ's unit, and the resolution tags where what they say is plausible
+under a microscope.
 """
 
 from __future__ import annotations
@@ -35,10 +36,14 @@ _USER_DEFINED = 32767
 #: EPSG codes of linear units in metres.
 _METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937, 9036: 1000.0}
 _MICROMETRES = {
-    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
-    "nm": 1e-3, "nanometer": 1e-3, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6,
-    "å": 1e-4, "angstrom": 1e-4, "inch": 25400.0,
-}  # fmt: skip
+    **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "micrometer", "micrometre"), 1.0),
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
+    **dict.fromkeys(("m", "meter", "metre"), 1e6),
+    **dict.fromkeys(("å", "angstrom"), 1e-4),
+    "inch": 25400.0,
+}
 #: Resolution tags are believed up to this many µm per pixel: 300 dpi, a printer's default, would be 85.
 _MOST_MICROSCOPIC_UM = 20.0
 
@@ -67,20 +72,20 @@ def georeference_of(tif: TiffFile, page: TiffPage, path: str) -> Georeference:
 def pixel_size_of(
     transform: Transform, crs: str | None, *, unit_metres: float | None = None, geographic: bool | None = None
 ) -> PixelSize:
-    """Edge lengths (y, x) of a pixel under `transform`: in metres, in degrees, or in an unknown unit without a CRS.
+    """Edge lengths (y, x) of a pixel under `transform`: metres, degrees, or an unknown unit without a CRS.
 
-    `unit_metres` is the length of the CRS's unit; both it and `geographic` are asked of rasterio, or taken for
-    metres (degrees for EPSG:4000–4999, where the geographic codes are), when the source does not say.
+    `unit_metres` is the length of the CRS's unit, `geographic` whether it counts degrees. What the source
+    does not say is asked of rasterio; without rasterio it is metres, or degrees for EPSG:4000–4999.
     """
     a, b, _, d, e, _ = transform
     y, x = math.hypot(b, e), math.hypot(a, d)
     if crs is None:
         return (y, x, None)
-    if geographic is None:
-        geographic = _looks_geographic(crs)
+    if geographic is None or (not geographic and unit_metres is None):
+        geographic, unit_metres = _asked_unit(crs)
     if geographic:
         return (y, x, "degree")
-    metres = unit_metres if unit_metres is not None else _asked_unit_metres(crs)
+    metres = unit_metres if unit_metres is not None else 1.0
     return (y * metres, x * metres, "m")
 
 
@@ -99,7 +104,7 @@ def _geo_keys(page: TiffPage) -> dict[int, int]:
 
 
 def _transform(page: TiffPage, keys: Mapping[int, int]) -> Transform | None:
-    """The affine transform of pixel corners: GeoTIFF's tags speak of pixel centres when the raster is PixelIsPoint."""
+    """The affine transform of pixel corners; under PixelIsPoint the tags speak of pixel centres."""
     matrix = page.tags.valueof(_MATRIX)
     scale = page.tags.valueof(_PIXEL_SCALE)
     ties = page.tags.valueof(_TIEPOINT)
@@ -121,13 +126,11 @@ def _transform(page: TiffPage, keys: Mapping[int, int]) -> Transform | None:
 def _crs(keys: Mapping[int, int], path: str) -> str | None:
     if not keys:
         return None
-    key = _GEOGRAPHIC if _is_geographic(keys) else _PROJECTED
-    code = keys.get(key, 0)
-    if 0 < code < _USER_DEFINED:
+    geographic = _is_geographic(keys)
+    code = keys.get(_GEOGRAPHIC if geographic else _PROJECTED, 0)
+    if geographic is not None and 0 < code < _USER_DEFINED:
         return f"EPSG:{code}"
-    if keys.get(_MODEL_TYPE, 0) == 0 and code == 0:
-        return None
-    return _wkt(path)
+    return _wkt(path) if keys.get(_MODEL_TYPE, 0) or code else None
 
 
 def _wkt(path: str) -> str | None:
@@ -149,10 +152,10 @@ def _wkt(path: str) -> str | None:
 def _is_geographic(keys: Mapping[int, int]) -> bool | None:
     if not keys:
         return None
-    model = keys.get(_MODEL_TYPE)
+    model = keys.get(_MODEL_TYPE, 0)
     if model in (_MODEL_PROJECTED, _MODEL_GEOGRAPHIC):
         return model == _MODEL_GEOGRAPHIC
-    if _PROJECTED in keys or _GEOGRAPHIC in keys:
+    if model == 0 and (_PROJECTED in keys or _GEOGRAPHIC in keys):
         return _PROJECTED not in keys
     return None
 
@@ -168,17 +171,18 @@ def _looks_geographic(crs: str) -> bool:
     return crs.lstrip().upper().startswith(("GEOG", "OGC:CRS84"))
 
 
-def _asked_unit_metres(crs: str) -> float:
-    """Metres per unit of a projected CRS; 1 where nothing can tell (nearly all of them are metric)."""
+def _asked_unit(crs: str) -> tuple[bool, float | None]:
+    """Whether a CRS is geographic and, if not, the metres of its unit; None where nothing can tell."""
     if importlib.util.find_spec("rasterio") is None:
-        return 1.0
+        return _looks_geographic(crs), None
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
     try:
-        return float(CRS.from_user_input(crs).linear_units_factor[1])
+        known = CRS.from_user_input(crs)
+        return known.is_geographic, None if known.is_geographic else float(known.linear_units_factor[1])
     except CRSError:
-        return 1.0
+        return _looks_geographic(crs), None
 
 
 def _nodata(page: TiffPage) -> float | None:

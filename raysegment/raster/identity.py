@@ -1,8 +1,8 @@
 """A digest that changes when an image's content does.
 
-Up to `WHOLE_BYTES` every byte counts, so a copy or a touched file keeps its identity. Above that, reading all of it would
-cost more than it tells (1 GiB is about a second; a 2 TB mosaic on a network disk an hour): the digest
-then covers the names and sizes of the files, their modification times, and `SAMPLES` pieces spread over them.
+Up to `WHOLE_BYTES` every byte counts, so a copy or a touched file keeps its identity. Above that, reading all
+of it would cost more than it tells (1 GiB takes about a second, a 2 TB mosaic on a network disk hours): the
+digest then covers the files' names, sizes and modification times, and `SAMPLES` pieces spread over them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _add(digest: hashlib.blake2b, file: Path, offset: int, length: int | None) -
 
 
 def _add_samples(digest: hashlib.blake2b, files: list[Path], sizes: list[int]) -> None:
-    """Pieces at equal distances over all the files laid end to end, the first and the last bytes among them."""
+    """Pieces at equal distances over all the files laid end to end, the first and last bytes among them."""
     span = max(0, sum(sizes) - SAMPLE_BYTES)
     places = [span * i // (SAMPLES - 1) for i in range(SAMPLES)]
     start = 0

@@ -55,7 +55,7 @@ class ByteFile:
 
 
 class Page:
-    """A page (y, x, sample), opened. `base` is the offset of a page that has no header of its own (ImageJ)."""
+    """A page (y, x, sample), opened. `base` is the offset of one without a header of its own (ImageJ)."""
 
     def __init__(self, page: TiffPage | TiffFrame, file: ByteFile, base: int | None = None) -> None:
         key = page.keyframe
@@ -99,7 +99,7 @@ class Page:
         return Size(min(self._segment.height, self.size.height), min(self._segment.width, self.size.width))
 
     def read_into(self, window: Window, out: np.ndarray, fill: float) -> None:
-        """Write the window's pixels to `out` (height, width, samples); segments that are not stored become `fill`.
+        """Write the window's pixels to `out` (height, width, samples); what is not stored becomes `fill`.
 
         Raises ReadError naming the window and the tile or strip that is broken.
         """
@@ -172,7 +172,7 @@ class Page:
         if min(len(self._offsets), len(self._counts)) < wanted:
             found = min(len(self._offsets), len(self._counts))
             raise InputError(
-                f"{path}: its header says {height} × {width} px, which is {wanted} tiles or strips, but lists {found}"
+                f"{path}: its header says {height} × {width} px in {wanted} tiles or strips, but has {found}"
             )
         if key.compression != 1:
             try:
@@ -192,7 +192,7 @@ class Page:
 
 
 def _plain_dtype(key: TiffPage) -> np.dtype | None:
-    """The samples' dtype in the file, where segments are nothing but samples; None where they need decoding."""
+    """The samples' dtype in the file where segments are bare samples; None where they need decoding."""
     plain = (
         key.compression == 1
         and key.predictor == 1

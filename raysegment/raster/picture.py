@@ -62,7 +62,7 @@ class PictureRaster:
                 return PIL.Image.open(self.path, formats=_FORMATS)
         except PIL.UnidentifiedImageError as e:
             raise InputError(
-                f"{self.path} is no image that can be read: give TIFF, Zarr, PNG or JPEG (its content decides)"
+                f"{self.path} is no image that can be read (content decides): give TIFF, Zarr, PNG or JPEG"
             ) from e
         except PIL.Image.DecompressionBombError as e:
             raise InputError(_too_large(self.path, str(e))) from e

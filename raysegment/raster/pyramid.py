@@ -23,11 +23,12 @@ _AXIS_NAMES = {"Y": "y", "X": "x", "C": "c", "S": "c", "T": "t", "Z": "z", "I": 
 
 @dataclass(frozen=True, slots=True)
 class LevelPages:
-    """One level: its pages in channel order, each with the offset of its pixels where it has no header of its own."""
+    """One resolution level."""
 
     pages: tuple[tuple[Any, int | None], ...]
+    """In channel order; each with the offset of its pixels where it has no header of its own."""
     mask: Any | None
-    """The page that is 0 where there is no data; the level's size or, failing that, the nearest larger one."""
+    """The page that is 0 where there is no data: of the level's size or, failing that, the nearest larger."""
 
 
 def find_levels(tif: TiffFile, select: Mapping[str, int], path: str) -> tuple[LevelPages, ...]:
@@ -44,8 +45,8 @@ def find_levels(tif: TiffFile, select: Mapping[str, int], path: str) -> tuple[Le
 
 def _all_pages(tif: TiffFile) -> list[TiffPage]:
     """Every page with its own header read in full."""
-    pages = [tif.pages.get(i, aspage=True) for i in range(len(tif.pages))]
-    return [page for page in pages if page.imagelength]  # type: ignore[misc, union-attr]
+    pages: list[Any] = [tif.pages.get(i, aspage=True) for i in range(len(tif.pages))]
+    return [page for page in pages if page.imagelength]
 
 
 def _by_subfile_type(
@@ -58,7 +59,8 @@ def _by_subfile_type(
         ("page", "y", "x"), (len(alike), images[0].imagelength, images[0].imagewidth), select, path
     )
     main = alike[axes.fixed[0]]
-    smaller = [p for p in (main.pages or ()) if not p.subfiletype & _MASK]
+    subpages: list[Any] = list(main.pages or ())
+    smaller = [p for p in subpages if not p.subfiletype & _MASK]
     if len(alike) == 1:
         smaller += [p for p in pages if p is not main and _is_reduced(p, main)]
     fitting = [p for p in smaller if _alike(p, main) and p.imagelength < main.imagelength]
@@ -71,7 +73,7 @@ def _alike(page: TiffPage, main: TiffPage) -> bool:
 
 
 def _is_reduced(page: TiffPage, main: TiffPage) -> bool:
-    """Marked as an overview, or, as some slide writers leave it, tiled and a plain fraction of the main image."""
+    """Marked as an overview or, as some slide writers leave it, tiled and a plain fraction of the image."""
     if page.subfiletype & _MASK:
         return False
     if page.subfiletype & _REDUCED:

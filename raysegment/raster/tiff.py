@@ -134,7 +134,7 @@ class TiffRaster:
 
 
 def _mask_pixels(mask: Page, window: Window, size: Size) -> np.ndarray:
-    """The mask page over the window of a level of `size`: its nearest pixels where its own size is another."""
+    """The mask page over the window of a level of `size`; its nearest pixels where its own size differs."""
     if mask.size == size:
         wide = window
         rows = columns = slice(None)

@@ -22,7 +22,7 @@ def representable(nodata: float | None, dtype: np.dtype) -> float | None:
 
 
 def valid_pixels(pixels: np.ndarray, nodata: float | None, alpha: int | None) -> np.ndarray | None:
-    """True where a pixel holds data: bool (height, width) of `pixels` (height, width, channels); None = everywhere.
+    """Where `pixels` (height, width, channels) hold data: bool (height, width), True = data; None = all.
 
     False where every colour channel is nodata or NaN, or where the `alpha` channel is 0.
     """

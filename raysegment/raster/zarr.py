@@ -16,7 +16,7 @@ from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import zarr
 
@@ -30,11 +30,13 @@ _OLD_AXES = ("t", "c", "z", "y", "x")
 class ZarrRaster:
     """A Zarr array, or the levels of an OME-Zarr image, as one (y, x, channel) plane.
 
-    See :class:`raysegment.raster.protocol.Raster`. Several threads may read it at once; pickled, it travels as its path.
+    See :class:`raysegment.raster.protocol.Raster`. Several threads may read it at once; pickled, it travels
+    as its path.
     """
 
     palette: tuple[tuple[int, int, int], ...] | None = None
     alpha: int | None = None
+    pixel_size: PixelSize | None = None
 
     def __init__(self, path: str, select: Mapping[str, int]) -> None:
         import zarr
@@ -66,7 +68,9 @@ class ZarrRaster:
         self._describe([array], [names], dict(array.attrs), {})
 
     def _open_group(self, group: zarr.Group) -> None:
-        attributes = dict(group.attrs)
+        import zarr
+
+        attributes: dict[str, Any] = dict(group.attrs)
         ome = attributes.get("ome", attributes)
         if "multiscales" in ome:
             self._open_multiscales(group, ome, attributes)
@@ -83,7 +87,7 @@ class ZarrRaster:
                 f"{self.path} is a Zarr group that holds {found}: give the path of one image in it"
             )
         child = group[children[0]]
-        if hasattr(child, "shape"):
+        if isinstance(child, zarr.Array):
             self._open_array(child)
         else:
             self._open_group(child)
@@ -128,12 +132,11 @@ class ZarrRaster:
         self.crs = attributes.get("proj:code") or attributes.get("proj:wkt2")
         self.transform = _spatial_transform(attributes)
         self.nodata = representable(_nodata(attributes), self.dtype)
-        self.pixel_size: PixelSize | None = None
         if self.transform is not None:
             self.pixel_size = pixel_size_of(self.transform, self.crs)
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
-        """Pixels as stored (height, width, channels). Chunks that are not there hold the fill value. Raises ReadError."""
+        """Pixels as stored (height, width, channels); missing chunks are the fill value. Raises ReadError."""
         check_window(window, self.levels[level], self.path)
         array, axes = self._arrays[level], self._axes[level]
         try:
@@ -162,7 +165,8 @@ class ZarrRaster:
 
 def _dimension_names(array: zarr.Array) -> tuple[str, ...] | None:
     """Names by Zarr v3's own field or xarray's attribute; None when there are none or some are missing."""
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    attributes: dict[str, Any] = dict(array.attrs)
+    names = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
     if not names or any(n is None for n in names):
         return None
     return tuple(str(n) for n in names)
@@ -174,7 +178,7 @@ def _names_by_parent(path: Path) -> tuple[str, ...] | None:
 
     if not any((path.parent / name).is_file() for name in ("zarr.json", ".zgroup")):
         return None
-    attributes = dict(zarr.open_group(path.parent, mode="r").attrs)
+    attributes: dict[str, Any] = dict(zarr.open_group(path.parent, mode="r").attrs)
     scales = attributes.get("ome", attributes).get("multiscales") or [{}]
     if path.name not in [d["path"] for d in scales[0].get("datasets", ())]:
         return None
@@ -182,8 +186,8 @@ def _names_by_parent(path: Path) -> tuple[str, ...] | None:
 
 
 def _ome_axes(scales: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str | None]]:
-    """Axis names and their units: 0.4 and later describe them, 0.3 names them, before they were five and fixed."""
-    axes = scales.get("axes") or _OLD_AXES
+    """Axis names and units: 0.4 and later describe them, 0.3 names them, before they were five and fixed."""
+    axes: Sequence[Any] = scales.get("axes") or _OLD_AXES
     if all(isinstance(a, str) for a in axes):
         return tuple(axes), {}
     return tuple(a["name"] for a in axes), {a["name"]: a.get("unit") for a in axes}
@@ -192,7 +196,7 @@ def _ome_axes(scales: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str
 def _ome_pixel_size(
     scales: Mapping[str, Any], axes: Axes, units: Mapping[str, str | None]
 ) -> PixelSize | None:
-    """Scale of level 0: the data set's times the whole pyramid's. None where there is neither scale nor unit."""
+    """Scale of level 0: the data set's times the pyramid's. None where neither scale nor unit is said."""
     lists = [scales["datasets"][0].get("coordinateTransformations"), scales.get("coordinateTransformations")]
     found = [
         t["scale"] for transformations in lists for t in transformations or () if t.get("type") == "scale"
@@ -220,7 +224,7 @@ def _spatial_transform(attributes: Mapping[str, Any]) -> Transform | None:
 
 
 def _nodata(attributes: Mapping[str, Any]) -> float | None:
-    """By CF's and GDAL's attribute names. Zarr's own fill value says what is not stored, not what is not known."""
+    """By CF's and GDAL's attribute names; Zarr's fill value says what is not stored, not what is unknown."""
     for name in ("_FillValue", "nodata", "missing_value"):
         value = attributes.get(name)
         if isinstance(value, (int, float)):
