@@ -1,0 +1,48 @@
+"""The command line, assembled: importing a group registers its commands, in the order of `--help`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+# isort: off
+from raysegment.cli import train, infer, evaluate, look, synth, demo, doctor, promised  # noqa: F401
+
+# isort: on
+from raysegment import console
+from raysegment.cli.common import app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from raysegment import __version__
+
+        console.result(f"raysegment {__version__}", {"version": __version__})
+        raise typer.Exit
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="\b\n"
+    "  raysegment synth scene.tif --size 4096\n"
+    "  raysegment train DATA --out run\n"
+    "  raysegment infer scene.tif --model run/model.safetensors --out mask.zarr\n"
+    "  raysegment evaluate mask.zarr scene.mask.tif\n"
+    "\n"
+    "`raysegment COMMAND --help` shows the options of one command.",
+)
+def root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        console.result(ctx.get_help(), {"error": "no command given", "exit_code": 2})
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """What the installed script `raysegment` runs."""
+    app(prog_name="raysegment")
