@@ -1,0 +1,123 @@
+"""Train U-Nets on a Ray cluster and segment images too big for any one machine's memory.
+
+    import raysegment as rs
+
+    rs.train("DATA", out="run")
+    rs.infer("scene.tif", model="run/model.safetensors", out="mask.zarr")
+    rs.evaluate("mask.zarr", "truth.tif").mean_iou
+
+Every command of the command line is a function here, with the same name and the same options. A name is
+imported when it is first used: `import raysegment` alone loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from raysegment.errors import (
+    AnswerError,
+    InputError,
+    LockedError,
+    NotBuiltError,
+    OutputExistsError,
+    RaysegmentError,
+    ReadError,
+    UsageError,
+    WorkError,
+)
+from raysegment.geometry import Size, Window
+
+if TYPE_CHECKING:
+    from raysegment.evaluation import EvaluateResult, evaluate
+    from raysegment.inference import InferResult, PlanResult, infer, plan
+    from raysegment.inspection import InspectResult, inspect
+    from raysegment.mask.preview import PreviewResult, preview
+    from raysegment.model import Class, Model, ModelSpec, load_model
+    from raysegment.raster import Raster, open_raster
+    from raysegment.scene import SynthResult, synth
+    from raysegment.training import TrainResult, train
+
+__all__ = [
+    "AnswerError",
+    "Class",
+    "EvaluateResult",
+    "InferResult",
+    "InputError",
+    "InspectResult",
+    "LockedError",
+    "Model",
+    "ModelSpec",
+    "NotBuiltError",
+    "OutputExistsError",
+    "PlanResult",
+    "PreviewResult",
+    "Raster",
+    "RaysegmentError",
+    "ReadError",
+    "Size",
+    "SynthResult",
+    "TrainResult",
+    "UsageError",
+    "Window",
+    "WorkError",
+    "__version__",
+    "evaluate",
+    "infer",
+    "inspect",
+    "load_model",
+    "open_raster",
+    "plan",
+    "preview",
+    "synth",
+    "train",
+]
+
+#: Where each name lives. No key may be the name of a submodule: importing that would take the name's place.
+_HOME = {
+    "evaluate": "raysegment.evaluation",
+    "EvaluateResult": "raysegment.evaluation",
+    "infer": "raysegment.inference",
+    "plan": "raysegment.inference",
+    "InferResult": "raysegment.inference",
+    "PlanResult": "raysegment.inference",
+    "inspect": "raysegment.inspection",
+    "InspectResult": "raysegment.inspection",
+    "preview": "raysegment.mask.preview",
+    "PreviewResult": "raysegment.mask.preview",
+    "Class": "raysegment.model",
+    "Model": "raysegment.model",
+    "ModelSpec": "raysegment.model",
+    "load_model": "raysegment.model",
+    "Raster": "raysegment.raster",
+    "open_raster": "raysegment.raster",
+    "synth": "raysegment.scene",
+    "SynthResult": "raysegment.scene",
+    "train": "raysegment.training",
+    "TrainResult": "raysegment.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'raysegment' has no attribute {name!r}")
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """The installed version. A checkout, or a copy that Ray shipped to a worker, has no metadata to ask."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("raysegment")
+    except PackageNotFoundError:
+        return "0.0.0+source"
