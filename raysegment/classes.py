@@ -1,0 +1,216 @@
+"""The classes file: which pixel value or colour of a mask means which class.
+
+ignore = [254, "#000000"]       # optional: values or colours that are neither learned nor scored
+[[class]]
+name = "water"
+value = 1                       # or values = [1, 7], colour = "#808000", colours = ["#808000", …]
+display = "#0072b2"             # optional: its colour in pictures
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raysegment.errors import InputError, first_complaint
+from raysegment.model.spec import Class, Colour, default_classes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: What a code maps to when the pixel is neither learned nor scored.
+IGNORE = -1
+#: Above every stored pixel value that occurs in masks: the codes of colours that are not grey.
+_COLOURED = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMap:
+    """Classes, and the pixel codes (see :func:`pixel_codes`) that stand for them."""
+
+    classes: tuple[Class, ...]
+    codes: Mapping[int, int]
+    """Pixel code → class index, or IGNORE."""
+    source: str
+    """Where it came from, for messages."""
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a classes file. Raises InputError naming the file and the key."""
+        path = Path(path)
+        try:
+            found = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as e:
+            raise InputError(f"cannot read the classes file {path}: {e.strerror}") from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise InputError(f"{path} is not valid TOML: {e}") from e
+        try:
+            file = _File.model_validate(found)
+        except ValidationError as e:
+            raise InputError(f"{path}: {first_complaint(e)}") from e
+        return cls(*_coded(path, file), source=str(path))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def by_colour(self) -> bool:
+        """Whether a palette image must be looked at by its colours rather than by its stored indices."""
+        return any(code >= _COLOURED for code in self.codes)
+
+    def map(
+        self,
+        pixels: np.ndarray,
+        valid: np.ndarray | None = None,
+        palette: Sequence[Colour] | None = None,
+    ) -> np.ndarray:
+        """Class indices (h, w) of mask pixels (h, w, channels) as stored; the dtype's maximum = ignore.
+
+        uint8, or uint16 above 254 classes. `valid` (h, w): pixels that are False are ignored, whatever they
+        hold. `palette`: of a palette image. Raises InputError when a valid pixel belongs to no class.
+        """
+        import numpy as np
+
+        codes = pixel_codes(pixels)
+        dtype = np.dtype(np.uint8 if len(self.classes) <= 254 else np.uint16)
+        ignore = int(np.iinfo(dtype).max)
+        index = np.full(codes.shape, ignore, dtype)
+        known = np.zeros(codes.shape, bool) if valid is None else ~valid
+        for code, target in self.table(palette).items():
+            here = codes == code
+            known |= here
+            if target != IGNORE:
+                index[here] = target
+        if valid is not None:
+            index[~valid] = ignore
+        if not known.all():
+            self.refuse([int(code) for code in np.unique(codes[~known])])
+        return index
+
+    def table(self, palette: Sequence[Colour] | None = None) -> dict[int, int]:
+        """The same as :attr:`codes`, by stored index for a palette image that is coded by colour."""
+        if palette is None or not self.by_colour:
+            return dict(self.codes)
+        coloured = {i: self.codes.get(colour_code(c)) for i, c in enumerate(palette)}
+        return {i: target for i, target in coloured.items() if target is not None}
+
+    def refuse(self, codes: Sequence[int]) -> None:
+        """Raise InputError: these codes belong to no class."""
+        raise InputError(
+            f"pixel {describe(codes)} belong to no class of {self.source} "
+            f"(classes: {', '.join(self.names)}): add them to a class or to ignore"
+        )
+
+
+def pixel_codes(pixels: np.ndarray) -> np.ndarray:
+    """One integer per mask pixel: (h, w) of pixels (h, w, channels) as stored.
+
+    One channel: the stored value. Grey + alpha: the grey. RGB(A): the value where r = g = b, otherwise a
+    number that :func:`colour_code` gives for that colour alone. Alpha is for `Raster.valid` to judge.
+    Raises InputError for pixels that cannot be a class (fractions, more than four channels).
+    """
+    import numpy as np
+
+    channels = pixels.shape[2]
+    if channels > 4:
+        raise InputError(f"a mask of {channels} channels: give one channel of classes, or RGB colours")
+    if pixels.dtype.kind == "f":
+        numbers = np.nan_to_num(pixels, nan=0.0)  # NaN is nodata: never looked at
+        whole = numbers.astype(np.int64)
+        if not np.array_equal(whole, numbers):
+            raise InputError(f"a mask of {pixels.dtype} with fractions: give whole numbers, one per class")
+        pixels = whole
+    if channels < 3:
+        return pixels[:, :, 0]
+    r, g, b = (pixels[:, :, i].astype(np.int64) for i in range(3))
+    return np.where((r == g) & (g == b), r, _COLOURED | r << 16 | g << 8 | b)
+
+
+def colour_code(colour: Colour) -> int:
+    """The code of one RGB colour."""
+    r, g, b = colour
+    return r if r == g == b else _COLOURED | r << 16 | g << 8 | b
+
+
+def class_code(value: int | Colour) -> int:
+    """The code of a class's pixel value or colour."""
+    return value if isinstance(value, int) else colour_code(value)
+
+
+def describe(codes: Sequence[int]) -> str:
+    """ "values 3, 7, #808000 and 12 more"."""
+    shown = [f"#{code ^ _COLOURED:06x}" if code >= _COLOURED else str(code) for code in codes[:5]]
+    more = f" and {len(codes) - 5} more" if len(codes) > 5 else ""
+    return f"value{'s' if len(codes) > 1 else ''} {', '.join(shown)}{more}"
+
+
+def _hex(text: str) -> str:
+    digits = text.removeprefix("#")
+    if len(digits) != 6 or len(text) != 7 or any(c not in "0123456789abcdefABCDEF" for c in digits):
+        raise ValueError(f'{text!r} is not a colour: write it like "#808000"')
+    return text
+
+
+_Hex = Annotated[str, AfterValidator(_hex)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str = Field(min_length=1)
+    value: int | None = None
+    values: list[int] = Field(default_factory=list)
+    colour: _Hex | None = None
+    colours: list[_Hex] = Field(default_factory=list)
+    display: _Hex | None = None
+
+    @model_validator(mode="after")
+    def _is_coded(self) -> Self:
+        if not self.coded_by():
+            raise ValueError("give value, values, colour or colours")
+        return self
+
+    def coded_by(self) -> list[int | Colour]:
+        numbers = [self.value] if self.value is not None else []
+        texts = [self.colour] if self.colour is not None else []
+        return [*numbers, *self.values, *(_rgb(text) for text in [*texts, *self.colours])]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    entries: list[_Entry] = Field(alias="class", min_length=2)
+    ignore: list[int | _Hex] = Field(default_factory=list)
+
+
+def _coded(path: Path, file: _File) -> tuple[tuple[Class, ...], dict[int, int]]:
+    codes: dict[int, int] = {}
+    owner: dict[int, str] = {}
+    coded = [(f"class {e.name!r}", e.coded_by(), i) for i, e in enumerate(file.entries)]
+    coded.append(("ignore", [_rgb(v) if isinstance(v, str) else v for v in file.ignore], IGNORE))
+    for who, values, target in coded:
+        for code in map(class_code, values):
+            if code in owner:
+                raise InputError(f"{path}: {describe([code])} is given twice: to {owner[code]} and to {who}")
+            codes[code], owner[code] = target, who
+    names = [e.name for e in file.entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: two classes are named {name!r}: names must differ")
+    painted = default_classes(len(names))
+    classes = tuple(
+        Class(name=e.name, colour=_rgb(e.display) if e.display else p.colour, value=e.coded_by()[0])
+        for e, p in zip(file.entries, painted, strict=True)
+    )
+    return classes, codes
+
+
+def _rgb(text: str) -> Colour:
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
