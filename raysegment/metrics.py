@@ -71,18 +71,23 @@ class Scores:
     """Pixel counts, rows = truth."""
 
     @classmethod
-    def of(cls, confusion: np.ndarray, names: Sequence[str]) -> Self:
-        """Scores of counts (C, C), rows = truth, one name per class. Without any pixel every score is 0."""
+    def of(cls, confusion: np.ndarray, names: Sequence[str], missed: np.ndarray | None = None) -> Self:
+        """Scores of counts (C, C), rows = truth, one name per class. Without any pixel every score is 0.
+
+        `missed` (C,): further pixels of each class in the truth that were given no class at all. They are wrong:
+        they lower recall, IoU, Dice and accuracy of their class, and no class's precision.
+        """
         counts = np.asarray(confusion, dtype=np.int64)
         if counts.shape != (len(names), len(names)):
             raise ValueError(f"a confusion matrix of shape {counts.shape} does not fit {len(names)} classes")
-        hit, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+        hit, predicted = np.diag(counts), counts.sum(axis=0)
+        support = counts.sum(axis=1) + (0 if missed is None else np.asarray(missed, dtype=np.int64))
         union = support + predicted - hit
         present = union > 0
         iou = _ratio(hit, union)
         dice = _ratio(2 * hit, support + predicted)
         precision, recall = _ratio(hit, predicted), _ratio(hit, support)
-        total = int(counts.sum())
+        total = int(support.sum())
         return cls(
             classes={
                 name: ClassScore(

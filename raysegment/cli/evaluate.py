@@ -1,0 +1,45 @@
+"""`raysegment evaluate`: how good a mask is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysegment.cli.common import Result, command
+
+
+@command(
+    "evaluate",
+    epilog="""
+    Examples:
+      raysegment evaluate mask.zarr truth.tif
+      raysegment evaluate mask.zarr truth.png --classes classes.toml --json
+
+    classes.toml:
+      ignore = [254]
+      [[class]]
+      name = "water"
+      value = 1            # or values = [1, 7], or colour = "#808000"
+      [[class]]
+      name = "land"
+      value = 2
+    """,
+)
+def evaluate(
+    prediction: Annotated[str, typer.Argument(help="The mask to judge.")],
+    truth: Annotated[str, typer.Argument(help="The mask to judge it by, of the same size.")],
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Which value or colour of the truth is which class."),
+    ] = None,
+) -> Result:
+    """Score a mask against the truth: IoU, Dice, precision and recall per class, and the confusion matrix.
+
+    Pixels are counted over the whole image, block by block. Truth without a class is left out; a pixel that
+    has truth but no prediction counts as wrong.
+    """
+    from raysegment.evaluation import evaluate as run
+
+    return run(prediction, truth, classes=classes)

@@ -1,0 +1,103 @@
+"""How often each pair of stored values meets in two masks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysegment import console
+from raysegment.classes import pixel_codes
+from raysegment.errors import InputError
+from raysegment.geometry import Size, Window
+from raysegment.raster.walk import windows
+
+if TYPE_CHECKING:
+    from raysegment.raster import Raster
+
+#: More different values than this in one image: it is a picture, not a mask.
+MOST_VALUES = 4096
+
+
+@dataclass
+class Counts:
+    """How often stored codes meet. Truth without data is only counted."""
+
+    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """(truth code, predicted code) → pixels."""
+    unpredicted: Counter[int] = field(default_factory=Counter)
+    """Truth code → pixels whose prediction has no data."""
+    no_truth: int = 0
+
+    @property
+    def predicted_codes(self) -> list[int]:
+        return sorted({p for _, p in self.pairs})
+
+    @property
+    def truth_codes(self) -> list[int]:
+        return sorted({t for t, _ in self.pairs} | set(self.unpredicted))
+
+
+def count_pairs(prediction: Raster, truth: Raster, origin: tuple[int, int]) -> Counts:
+    """Count the pairs of codes over the whole prediction, whose top left is the truth's pixel `origin`."""
+    height, width = prediction.shape[:2]
+    chunk = Size(*map(max, prediction.chunk, truth.chunk))
+    counts = Counts()
+    with console.progress("evaluate", height * width / 1e6, "MP") as progress:
+        for window in windows(Window(y=0, x=0, height=height, width=width), chunk):
+            there = Window(
+                y=window.y + origin[0], x=window.x + origin[1], height=window.height, width=window.width
+            )
+            _count(counts, *_codes(prediction, window), *_codes(truth, there))
+            progress.advance(window.area / 1e6)
+    return counts
+
+
+def _codes(raster: Raster, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+    pixels = raster.read(window)
+    try:
+        return pixel_codes(pixels), raster.valid(window, pixels)
+    except InputError as e:
+        raise InputError(f"{raster.path}: {e}") from e
+
+
+def _count(
+    counts: Counts, p: np.ndarray, p_valid: np.ndarray | None, t: np.ndarray, t_valid: np.ndarray | None
+) -> None:
+    if t_valid is not None:
+        counts.no_truth += t_valid.size - int(np.count_nonzero(t_valid))
+        p, t = p[t_valid], t[t_valid]
+        p_valid = p_valid[t_valid] if p_valid is not None else None
+    if p_valid is not None:
+        values, index = _compact(t[~p_valid])
+        counts.unpredicted.update(_numbered(values, np.bincount(index, minlength=len(values))))
+        p, t = p[p_valid], t[p_valid]
+    t_values, t_index = _compact(t)
+    p_values, p_index = _compact(p)
+    joint = np.bincount(t_index * len(p_values) + p_index, minlength=len(t_values) * len(p_values))
+    for i in np.flatnonzero(joint):
+        row, column = divmod(int(i), len(p_values))
+        counts.pairs[int(t_values[row]), int(p_values[column])] += int(joint[i])
+
+
+def _compact(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct codes, and for each pixel the index of its own: int64 (pixels,)."""
+    flat = codes.reshape(-1)
+    if codes.dtype.itemsize > 2:
+        values, index = np.unique(flat, return_inverse=True)
+    else:  # sorting would be ten times slower
+        lowest = int(np.iinfo(codes.dtype).min)
+        shifted = flat.astype(np.intp) - lowest
+        seen = np.flatnonzero(np.bincount(shifted))
+        place = np.zeros(int(seen[-1]) + 1 if len(seen) else 1, np.intp)
+        place[seen] = np.arange(len(seen))
+        values, index = seen + lowest, place[shifted]
+    if len(values) > MOST_VALUES:
+        raise InputError(f"more than {MOST_VALUES} different pixel values: a picture, not a mask")
+    return values, index
+
+
+def _numbered(values: np.ndarray, numbers: np.ndarray) -> dict[int, int]:
+    return {int(v): int(n) for v, n in zip(values, numbers, strict=True)}

@@ -1,0 +1,158 @@
+"""`evaluate`: from two masks to scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysegment.classes import IGNORE, ClassMap
+from raysegment.errors import InputError
+from raysegment.evaluation.counts import Counts, count_pairs
+from raysegment.evaluation.meaning import MISS, Side, meanings
+from raysegment.geometry import Window
+from raysegment.metrics import ClassScore, Scores
+
+if TYPE_CHECKING:
+    from raysegment.raster import Raster
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateResult:
+    """Scores of one mask. Every pixel of the truth is counted once: in `confusion`, `missed_pixels` or
+    `ignored_pixels`."""
+
+    classes: dict[str, ClassScore]
+    """Per class name. `support` and `recall` count missed pixels too."""
+    mean_iou: float
+    """Over the classes that occur in truth or prediction; from the whole image's counts."""
+    mean_dice: float
+    accuracy: float
+    constant_accuracy: float
+    """Accuracy of the best constant answer: what any model must beat."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Pixel counts, rows = truth, columns = prediction. Missed pixels are in no column."""
+    ignored_pixels: int
+    """Truth without a class: nodata and ignore."""
+    missed_pixels: int
+    """Predicted nodata over valid truth: wrong for the truth's class, right or wrong for no other."""
+
+    @property
+    def exit_code(self) -> int:
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "classes": {name: score.to_json() for name, score in self.classes.items()},
+            "mean_iou": self.mean_iou,
+            "mean_dice": self.mean_dice,
+            "accuracy": self.accuracy,
+            "constant_accuracy": self.constant_accuracy,
+            "confusion": [list(row) for row in self.confusion],
+            "ignored_pixels": self.ignored_pixels,
+            "missed_pixels": self.missed_pixels,
+        }
+
+    def summary(self) -> str:
+        present = {n: s for n, s in self.classes.items() if s.support or s.precision}
+        width = max([len("class"), *map(len, present)])
+        lines = [f"{'class':<{width}}     IoU    Dice  precision  recall          pixels"]
+        lines += [
+            f"{name:<{width}}  {s.iou:6.4f}  {s.dice:6.4f}     {s.precision:6.4f}  {s.recall:6.4f}"
+            f"  {s.support:>14,}"
+            for name, s in present.items()
+        ]
+        lines.append(f"{'mean':<{width}}  {self.mean_iou:6.4f}  {self.mean_dice:6.4f}")
+        lines.append(
+            f"accuracy {self.accuracy:.4f}; the best constant answer has {self.constant_accuracy:.4f}"
+        )
+        if self.missed_pixels:
+            lines.append(f"{self.missed_pixels:,} px of valid truth have no prediction and count as wrong")
+        if self.ignored_pixels:
+            lines.append(f"{self.ignored_pixels:,} px of the truth have no class and are left out")
+        return "\n".join(lines)
+
+
+def evaluate(
+    prediction: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    *,
+    classes: str | os.PathLike[str] | ClassMap | None = None,
+) -> EvaluateResult:
+    """Score the mask `prediction` against `truth`, both of any readable format and size.
+
+    The truth's pixel values get their classes from `classes` (a classes file), or from its own coding if it
+    is a mask of ours, or from the source values in the prediction's coding, or they are class indices.
+    A mask of a region is compared with that region of the truth. Raises InputError when the sizes do not fit
+    or a value belongs to no class.
+    """
+    mapping = classes if classes is None or isinstance(classes, ClassMap) else ClassMap.load(classes)
+    p, t = Side.open("prediction", prediction), Side.open("truth", truth)
+    try:
+        counts = count_pairs(p.raster, t.raster, _place(p, t))
+        return _scored(counts, *meanings(p, t, counts.predicted_codes, counts.truth_codes, mapping))
+    finally:
+        p.raster.close()
+        t.raster.close()
+
+
+def _place(p: Side, t: Side) -> tuple[int, int]:
+    """Where the prediction's top left pixel lies in the truth. Raises InputError when the two do not fit."""
+    y, x = p.coding.origin if p.coding is not None else (0, 0)
+    own = t.coding.origin if t.coding is not None else (0, 0)
+    offset = (y - own[0], x - own[1])
+    if p.size == t.size and offset == (0, 0):
+        return offset
+    (height, width), (truth_height, truth_width) = p.size, t.size
+    said = f"{p.path} is {height} × {width} px, the truth {t.path} {truth_height} × {truth_width} px"
+    inside = Window(y=0, x=0, height=truth_height, width=truth_width).holds(
+        Window(y=offset[0], x=offset[1], height=height, width=width)
+    )
+    if p.coding is None:
+        raise InputError(f"{said}: give a truth of the same size")
+    if not inside or not _same_scale(p.raster, t.raster):
+        raise InputError(
+            f"{said}, and the mask, whose corner is the source's pixel y {y}, x {x}, is no part of it: "
+            "give the truth at the mask's resolution"
+        )
+    return offset
+
+
+def _same_scale(a: Raster, b: Raster) -> bool:
+    """False only when both pixel sizes are known and differ by more than 1 %."""
+    if a.pixel_size is None or b.pixel_size is None or a.pixel_size[2] != b.pixel_size[2]:
+        return True
+    return all(
+        abs(one / other - 1) <= 0.01 for one, other in zip(a.pixel_size[:2], b.pixel_size[:2], strict=True)
+    )
+
+
+def _scored(
+    counts: Counts, names: Sequence[str], of_prediction: Mapping[int, int], of_truth: Mapping[int, int]
+) -> EvaluateResult:
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    missed = np.zeros(len(names), np.int64)
+    ignored = counts.no_truth
+    predicted = [(of_truth[t], of_prediction[p], n) for (t, p), n in counts.pairs.items()]
+    unpredicted = [(of_truth[t], MISS, n) for t, n in counts.unpredicted.items()]
+    for row, column, n in predicted + unpredicted:
+        if row == IGNORE:
+            ignored += n
+        elif column == MISS:
+            missed[row] += n
+        else:
+            confusion[row, column] += n
+    scores = Scores.of(confusion, names, missed)
+    return EvaluateResult(
+        classes=scores.classes,
+        mean_iou=scores.mean_iou,
+        mean_dice=scores.mean_dice,
+        accuracy=scores.accuracy,
+        constant_accuracy=scores.constant_accuracy,
+        confusion=scores.confusion,
+        ignored_pixels=ignored,
+        missed_pixels=int(missed.sum()),
+    )

@@ -1,0 +1,262 @@
+"""Scores of a mask against the truth: counts against brute force, and what pixel values mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from masks import write_tiff_mask, write_zarr_mask
+from PIL import Image
+from typer.testing import CliRunner
+
+import raysegment as rs
+from raysegment.cli.app import app
+from raysegment.errors import InputError
+from raysegment.evaluation import counts, evaluate
+
+THREE = [("land", 10), ("water", 20), ("city", 30)]
+LABELS = np.random.default_rng(3).integers(0, 3, (37, 45)).astype(np.uint8)
+TRUTH = np.where(np.random.default_rng(4).random(LABELS.shape) < 0.7, LABELS, 2 - LABELS).astype(np.uint8)
+SOURCE = np.array([10, 20, 30, *[0] * 252, 254], np.uint8)
+"""Class index → source value of THREE."""
+
+
+def matrix(truth: np.ndarray, prediction: np.ndarray, classes: int = 3) -> list[list[int]]:
+    """Brute force."""
+    return [[int(np.sum((truth == t) & (prediction == p))) for p in range(classes)] for t in range(classes)]
+
+
+def tif(path: Path, pixels: np.ndarray, **kwargs: Any) -> Path:
+    tifffile.imwrite(path, pixels, metadata=None, **kwargs)
+    return path
+
+
+def rows(result: rs.EvaluateResult) -> list[list[int]]:
+    return [list(row) for row in result.confusion]
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    return write_zarr_mask(tmp_path / "mask.zarr", LABELS, THREE)
+
+
+def test_source_values_of_the_coding(tmp_path: Path, mask: Path) -> None:
+    result = evaluate(mask, tif(tmp_path / "t.tif", SOURCE[TRUTH], tile=(16, 16)))
+    assert rows(result) == matrix(TRUTH, LABELS)
+    assert list(result.classes) == ["land", "water", "city"]
+    assert result.classes["water"].support == np.sum(TRUTH == 1)
+    assert result.accuracy == pytest.approx(np.mean(TRUTH == LABELS))
+    assert result.constant_accuracy == pytest.approx(np.bincount(TRUTH.ravel()).max() / TRUTH.size)
+    assert result.ignored_pixels == result.missed_pixels == 0
+
+
+def test_class_indices_are_used_as_they_are(tmp_path: Path, mask: Path) -> None:
+    assert rows(evaluate(mask, tif(tmp_path / "t.tif", TRUTH))) == matrix(TRUTH, LABELS)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.int64, np.float32])
+def test_the_truth_may_have_any_dtype(tmp_path: Path, mask: Path, dtype: type) -> None:
+    result = evaluate(mask, tif(tmp_path / "t.tif", SOURCE[TRUTH].astype(dtype)))
+    assert rows(result) == matrix(TRUTH, LABELS)
+
+
+def test_truth_by_colours_and_by_palette(tmp_path: Path) -> None:
+    palette = np.array([[0, 0, 0], [0, 128, 0], [128, 0, 0]], np.uint8)
+    classes = [(n, tuple(map(int, c))) for n, c in zip("abc", palette, strict=True)]
+    mask = write_zarr_mask(tmp_path / "m.zarr", LABELS, classes)
+    Image.fromarray(palette[TRUTH]).save(tmp_path / "rgb.png")
+    order = np.array([2, 0, 1], np.uint8)  # stored index → class
+    picture = Image.fromarray(np.argsort(order).astype(np.uint8)[TRUTH], mode=None).convert("L")
+    indexed = Image.frombytes("P", picture.size, picture.tobytes())
+    indexed.putpalette(palette[order].ravel().tolist())
+    indexed.save(tmp_path / "palette.png")
+    for name in ("rgb.png", "palette.png"):
+        assert rows(evaluate(mask, tmp_path / name)) == matrix(TRUTH, LABELS), name
+
+
+def test_ignored_truth_is_left_out_and_missing_prediction_is_wrong(tmp_path: Path) -> None:
+    labels, truth = LABELS.copy(), SOURCE[TRUTH]
+    labels[:5] = 255
+    truth[3:9, :20] = 255
+    scored = evaluate(write_zarr_mask(tmp_path / "m.zarr", labels, THREE), tif(tmp_path / "t.tif", truth))
+    has_truth, answered = truth != 255, labels != 255
+    both = has_truth & answered
+    assert scored.ignored_pixels == 6 * 20
+    assert scored.missed_pixels == np.sum(has_truth & ~answered)
+    assert rows(scored) == matrix(TRUTH[both], labels[both])
+    assert np.sum(rows(scored)) + scored.ignored_pixels + scored.missed_pixels == truth.size
+    for i, score in enumerate(scored.classes.values()):
+        hits = np.sum(has_truth & (i == TRUTH) & (labels == i))
+        assert score.support == np.sum(has_truth & (i == TRUTH))
+        assert score.recall == pytest.approx(hits / score.support)
+        assert score.precision == pytest.approx(hits / np.sum(both & (labels == i)))
+    assert scored.accuracy == pytest.approx(np.sum(both & (labels == TRUTH)) / has_truth.sum())
+
+
+def test_nodata_of_the_truth_file_is_left_out(tmp_path: Path, mask: Path) -> None:
+    truth = SOURCE[TRUTH]
+    truth[:4] = 99
+    path = tif(tmp_path / "t.tif", truth, extratags=[(42113, "s", 0, "99", True)])
+    result = evaluate(mask, path)
+    assert result.ignored_pixels == 4 * truth.shape[1]
+    assert rows(result) == matrix(TRUTH[4:], LABELS[4:])
+
+
+def test_negative_truth_means_no_class(tmp_path: Path, mask: Path) -> None:
+    truth = TRUTH.astype(np.int16)
+    truth[0] = -1
+    assert evaluate(mask, tif(tmp_path / "t.tif", truth)).ignored_pixels == truth.shape[1]
+
+
+def test_an_unknown_value_is_named(tmp_path: Path, mask: Path) -> None:
+    truth = SOURCE[TRUTH]
+    truth[0, 0] = 77
+    with pytest.raises(InputError, match=r"the truth .*t\.tif holds value.* 77.*land, water.*--classes"):
+        evaluate(mask, tif(tmp_path / "t.tif", truth))
+
+
+def test_0_and_255_are_not_guessed_to_be_a_class_and_ignore(tmp_path: Path) -> None:
+    labels = LABELS % 2
+    mask = write_zarr_mask(tmp_path / "m.zarr", labels, [("land", 0), ("water", 1)])
+    truth = tif(tmp_path / "t.tif", ((TRUTH % 2) * 255).astype(np.uint8))
+    with pytest.raises(InputError, match="0 and 255"):
+        evaluate(mask, truth)
+
+
+def classes_file(tmp_path: Path, order: list[int] = [1, 2, 0]) -> Path:  # noqa: B006
+    text = "ignore = [99]\n"
+    for i in order:
+        text += f'[[class]]\nname = "{THREE[i][0]}"\nvalues = [{THREE[i][1]}, {THREE[i][1] + 1}]\n'
+    path = tmp_path / "classes.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_classes_file_maps_the_truth_by_name_in_any_order(tmp_path: Path, mask: Path) -> None:
+    truth = SOURCE[TRUTH]
+    truth[::2] += 1
+    truth[0] = 99
+    result = evaluate(mask, tif(tmp_path / "t.tif", truth), classes=classes_file(tmp_path))
+    assert list(result.classes) == ["land", "water", "city"]
+    assert rows(result) == matrix(TRUTH[1:], LABELS[1:])
+    assert result.ignored_pixels == truth.shape[1]
+
+
+def test_a_classes_file_maps_a_plain_prediction_too(tmp_path: Path) -> None:
+    t, names = tif(tmp_path / "t.tif", SOURCE[TRUTH]), classes_file(tmp_path, [0, 1, 2])
+    by_value = evaluate(tif(tmp_path / "a.tif", SOURCE[LABELS]), t, classes=names)
+    by_index = evaluate(tif(tmp_path / "b.tif", LABELS), t, classes=names)
+    assert rows(by_value) == rows(by_index) == matrix(TRUTH, LABELS)
+
+
+def test_other_classes_than_the_prediction_s_are_refused(tmp_path: Path, mask: Path) -> None:
+    (tmp_path / "c.toml").write_text('[[class]]\nname="a"\nvalue=0\n[[class]]\nname="b"\nvalue=1\n')
+    with pytest.raises(InputError, match=r"c\.toml has the classes a, b, the prediction land, water, city"):
+        evaluate(mask, tif(tmp_path / "t.tif", TRUTH), classes=tmp_path / "c.toml")
+
+
+def test_a_truth_that_is_a_mask_of_ours_is_matched_by_name(tmp_path: Path, mask: Path) -> None:
+    turned = [THREE[2], THREE[0], THREE[1]]
+    truth = write_tiff_mask(tmp_path / "t.tif", ((TRUTH + 1) % 3).astype(np.uint8), turned)
+    assert rows(evaluate(mask, truth)) == matrix(TRUTH, LABELS)
+
+
+def test_two_plain_masks(tmp_path: Path) -> None:
+    one, two = tif(tmp_path / "a.tif", LABELS), tif(tmp_path / "b.tif", TRUTH)
+    result = evaluate(one, two)
+    assert list(result.classes) == ["class 0", "class 1", "class 2"]
+    assert rows(result) == matrix(TRUTH, LABELS)
+
+
+@pytest.mark.parametrize("bright", [(True, True), (True, False), (False, True)])
+def test_two_plain_binary_masks_of_either_coding(tmp_path: Path, bright: tuple[bool, bool]) -> None:
+    pair = [np.minimum(a, 1) * (255 if b else 1) for a, b in zip((LABELS, TRUTH), bright, strict=True)]
+    result = evaluate(tif(tmp_path / "a.tif", pair[0]), tif(tmp_path / "b.tif", pair[1]))
+    assert rows(result) == matrix(TRUTH > 0, LABELS > 0, 2)
+    assert result.missed_pixels == 0
+
+
+def test_numbers_without_a_meaning_are_refused(tmp_path: Path) -> None:
+    big = LABELS.astype(np.uint16) * 9000
+    with pytest.raises(InputError, match="values up to 18000"):
+        evaluate(tif(tmp_path / "a.tif", big), tif(tmp_path / "b.tif", big))
+    noise = np.random.default_rng(0).integers(0, 60000, (128, 128)).astype(np.uint16)
+    with pytest.raises(InputError, match="not a mask"):
+        evaluate(tif(tmp_path / "c.tif", noise), tif(tmp_path / "d.tif", noise))
+
+
+def test_a_mask_of_a_region_is_compared_with_that_region(tmp_path: Path) -> None:
+    part = (slice(9, 30), slice(11, 31))
+    mask = write_zarr_mask(tmp_path / "m.zarr", LABELS[part], THREE, origin=(9, 11))
+    result = evaluate(mask, tif(tmp_path / "t.tif", SOURCE[TRUTH], tile=(16, 16)))
+    assert rows(result) == matrix(TRUTH[part], LABELS[part])
+
+
+@pytest.mark.parametrize(
+    ("shape", "origin"), [((40, 45), None), ((36, 45), None), ((37, 45), (1, 0)), ((30, 30), (10, 0))]
+)
+def test_sizes_that_do_not_fit_are_named(
+    tmp_path: Path, shape: tuple[int, int], origin: tuple[int, int] | None
+) -> None:
+    labels = np.zeros(shape, np.uint8)
+    if origin is None:
+        mask = tif(tmp_path / "m.tif", labels)
+    else:
+        mask = write_zarr_mask(tmp_path / "m.zarr", labels, THREE, origin=origin)
+    with pytest.raises(InputError, match=f"{shape[0]} × {shape[1]} px, the truth .*t.tif 37 × 45 px"):
+        evaluate(mask, tif(tmp_path / "t.tif", TRUTH))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), pixels=st.integers(16, 400))
+def test_counts_do_not_depend_on_how_the_image_is_walked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, pixels: int
+) -> None:
+    shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=50))
+    codes = st.sampled_from([0, 1, 2, 255])
+    p, t = (data.draw(hnp.arrays(np.uint8, shape, elements=codes)) for _ in range(2))
+    monkeypatch.setattr(counts, "windows", lambda area, chunk: walk(area, chunk, pixels))
+    from raysegment.raster.walk import windows as walk
+
+    classes = [("a", 0), ("b", 1), ("c", 2)]
+    for path in tmp_path.glob("m.zarr/**/*"):
+        if path.is_file():
+            path.unlink()
+    result = evaluate(
+        write_zarr_mask(tmp_path / "m.zarr", p, classes, chunk=7), tif(tmp_path / "t.tif", t, rowsperstrip=3)
+    )
+    both = (t != 255) & (p != 255)
+    assert rows(result) == matrix(t[both], p[both])
+    assert result.missed_pixels == np.sum((t != 255) & (p == 255))
+    assert result.ignored_pixels == np.sum(t == 255)
+
+
+def test_the_command(tmp_path: Path, mask: Path) -> None:
+    truth = tif(tmp_path / "t.tif", SOURCE[TRUTH])
+    answer = CliRunner().invoke(app, ["evaluate", str(mask), str(truth), "--json"])
+    assert answer.exit_code == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert list(found) == [
+        *("classes", "mean_iou", "mean_dice", "accuracy", "constant_accuracy", "confusion"),
+        *("ignored_pixels", "missed_pixels"),
+    ]
+    assert list(found["classes"]["land"]) == ["iou", "dice", "precision", "recall", "support"]
+    assert found["confusion"] == matrix(TRUTH, LABELS)
+    text = CliRunner().invoke(app, ["evaluate", str(mask), str(truth)]).stdout
+    assert f"{found['mean_iou']:.4f}" in text
+    assert "water" in text
+    assert "best constant answer" in text
+
+
+def test_the_command_fails_in_one_line(tmp_path: Path, mask: Path) -> None:
+    answer = CliRunner().invoke(app, ["evaluate", str(mask), str(tmp_path / "none.tif")])
+    assert answer.exit_code == 2
+    assert "none.tif" in answer.stderr
+    assert answer.stderr.count("\n") == 1
