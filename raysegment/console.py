@@ -1,0 +1,166 @@
+"""The one place that prints.
+
+Results go to stdout; talk (notes, warnings, progress) goes to stderr. The library is silent until the
+command line calls :func:`configure`. Three ways to speak, decided once: to people, as one JSON object, quietly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Mode = Literal["silent", "human", "json", "quiet"]
+
+#: Seconds between two progress lines where there is no terminal.
+LINE_EVERY_S = 10.0
+
+
+@dataclass
+class _Settings:
+    mode: Mode = "silent"
+    verbose: bool = False
+
+
+_settings = _Settings()
+
+
+def configure(mode: Mode, *, verbose: bool = False) -> None:
+    """Decide once how this process speaks."""
+    _settings.mode = mode
+    _settings.verbose = verbose
+
+
+def is_verbose() -> bool:
+    return _settings.verbose
+
+
+def say(text: str) -> None:
+    """A note to a person, on stderr."""
+    if _settings.mode in ("human", "json"):
+        print(text, file=sys.stderr, flush=True)
+
+
+def detail(text: str) -> None:
+    """A note for those who asked for --verbose."""
+    if _settings.verbose:
+        say(text)
+
+
+def warn(text: str) -> None:
+    """Something a person should know even under --quiet."""
+    if _settings.mode != "silent":
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def result(text: str, data: dict[str, Any]) -> None:
+    """The outcome of a command: `text` for people, or `data` as one JSON line, on stdout."""
+    if _settings.mode == "json":
+        print(json.dumps(data, ensure_ascii=False), flush=True)
+    elif _settings.mode != "silent" and text:
+        print(text, flush=True)
+
+
+def fail(text: str, exit_code: int, trace: str = "") -> None:
+    """The one line that says what went wrong; under --verbose also the traceback `trace`."""
+    if trace and _settings.verbose:
+        print(trace, file=sys.stderr, flush=True)
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    if _settings.mode == "json":
+        print(json.dumps({"error": text, "exit_code": exit_code}, ensure_ascii=False), flush=True)
+
+
+class Progress:
+    """Work done so far, its rate and the time left; drawn by :func:`progress`."""
+
+    def __init__(self, label: str, total: float, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0.0
+        self.note = ""
+        self._start = time.monotonic()
+
+    def advance(self, amount: float = 1.0, note: str | None = None) -> None:
+        """`amount` more is done; `note` replaces the free text at the end of the line."""
+        self.done += amount
+        if note is not None:
+            self.note = note
+        self._draw()
+
+    def line(self) -> str:
+        """ "segment  12/40 blocks  30%  5.1 blocks/s  0:00:05 left"."""
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        rate = self.done / elapsed
+        parts = [self.label, f"{self.done:.6g}/{self.total:.6g} {self.unit}"]
+        if self.total:
+            parts.append(f"{100 * self.done / self.total:.0f}%")
+        parts.append(f"{rate:.3g} {self.unit}/s")
+        if self.done:
+            parts.append(f"{_clock((self.total - self.done) / rate)} left")
+        if self.note:
+            parts.append(self.note)
+        return "  ".join(parts)
+
+    def _draw(self) -> None:
+        """Silent: overridden where someone looks."""
+
+
+class _Lines(Progress):
+    """One plain line every LINE_EVERY_S."""
+
+    _last = float("-inf")
+
+    def _draw(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= LINE_EVERY_S:
+            self._last = now
+            print(self.line(), file=sys.stderr, flush=True)
+
+
+class _Bar(Progress):
+    """A live bar on a terminal."""
+
+    def __init__(self, label: str, total: float, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        super().__init__(label, total, unit)
+        self.bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.6g}/{task.total:.6g} {task.fields[unit]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )
+        self.task = self.bar.add_task(label, total=total, unit=unit, rate="", note="")
+
+    def _draw(self) -> None:
+        rate = self.done / max(time.monotonic() - self._start, 1e-9)
+        self.bar.update(self.task, completed=self.done, rate=f"{rate:.3g} {self.unit}/s", note=self.note)
+
+
+@contextlib.contextmanager
+def progress(label: str, total: float, unit: str) -> Iterator[Progress]:
+    """Show a long job's progress, rate and time left: a bar on a terminal, else a line every 10 s."""
+    if _settings.mode not in ("human", "json"):
+        yield Progress(label, total, unit)
+    elif sys.stderr.isatty():
+        bar = _Bar(label, total, unit)
+        with bar.bar:
+            yield bar
+    else:
+        yield _Lines(label, total, unit)
+
+
+def _clock(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    h, m = divmod(minutes, 60)
+    return f"{h}:{m:02}:{s:02}"

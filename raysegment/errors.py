@@ -1,0 +1,74 @@
+"""Everything that raysegment raises, arranged by what the caller can do about it.
+
+    RaysegmentError
+    ├── UsageError              2   mend the call: an option, a value, a configuration key
+    │   └── NotBuiltError       2   promised, not there yet
+    ├── InputError              2   mend the input: an image, a mask or a model that does not fit
+    ├── OutputExistsError       2   pass --overwrite, or name another output
+    └── WorkError               1   the work itself failed
+        ├── ReadError           1   pixels of one region cannot be read
+        ├── AnswerError         1   the network answered something that is no probability
+        └── LockedError         1   another run, still alive, holds the output
+
+Each error knows the exit code of the command that it ends. A message is one line: what, the value
+seen, what to do. Foreign errors are mapped at the edge where they enter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class RaysegmentError(Exception):
+    """Base of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(RaysegmentError):
+    """An option, a value or a configuration key is wrong."""
+
+    exit_code = 2
+
+
+class NotBuiltError(UsageError):
+    """The contract promises it, this version does not have it."""
+
+
+class InputError(RaysegmentError):
+    """An image, a mask or a model is missing, unreadable or does not fit."""
+
+    exit_code = 2
+
+
+class OutputExistsError(RaysegmentError):
+    """The output is there already and belongs to another run."""
+
+    exit_code = 2
+
+
+class WorkError(RaysegmentError):
+    """Something failed during the work."""
+
+
+class ReadError(WorkError):
+    """Pixels of one region cannot be read."""
+
+
+class AnswerError(WorkError):
+    """The network answered NaN, inf or something outside [0, 1]."""
+
+
+class LockedError(WorkError):
+    """Another run, still alive, holds the output."""
+
+
+def first_complaint(error: ValidationError) -> str:
+    """What pydantic found first, in one line: "class 2 value: Input should be a valid integer"."""
+    complaint = error.errors()[0]
+    place = " ".join(str(part + 1) if isinstance(part, int) else part for part in complaint["loc"])
+    message = complaint["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

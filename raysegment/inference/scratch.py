@@ -1,0 +1,123 @@
+"""The scratch folder: the plan, one record per segmented block, the lock. It is the resume.
+
+A record appears whole or not at all (temp file, fsync, rename). Whoever dies leaves at most temp files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from raysegment.errors import LockedError, OutputExistsError
+from raysegment.geometry import Block
+from raysegment.inference.plan import Plan
+from raysegment.inference.record import Record, RecordFile
+
+#: A block that took its worker down this often is given up.
+MAX_ATTEMPTS = 3
+
+
+class Scratch:
+    """One folder that every worker of a run sees. Small enough to be sent to them: it holds a path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # ── the plan ────────────────────────────────────────────────────────────────
+
+    def load_plan(self) -> Plan | None:
+        """The plan of an unfinished run, or None. Raises OutputExistsError when it is not ours to read."""
+        try:
+            text = (self.path / "plan.json").read_text()
+        except FileNotFoundError:
+            return None
+        try:
+            return Plan.model_validate_json(text)
+        except ValidationError as e:
+            raise OutputExistsError(
+                f"{self.path}/plan.json was written by another version: pass --overwrite to start anew"
+            ) from e
+
+    def save_plan(self, plan: Plan) -> None:
+        self._put("plan.json", json.dumps(plan.model_dump(mode="json"), indent=1).encode())
+
+    # ── records ─────────────────────────────────────────────────────────────────
+
+    def save_record(self, image: int, block: Block, record: Record) -> None:
+        self._put(_record_name(image, block), record.to_bytes())
+
+    def open_record(self, image: int, block: Block) -> RecordFile:
+        return RecordFile(self.path / _record_name(image, block))
+
+    def has_record(self, image: int, block: Block) -> bool:
+        return (self.path / _record_name(image, block)).exists()
+
+    # ── attempts ────────────────────────────────────────────────────────────────
+
+    def count_attempt(self, image: int, block: Block) -> int:
+        """Note that a worker takes the block in hand; the answer is how often that has happened in this run."""
+        name = f"attempts/{image}_{block.row}_{block.col}"
+        path = self.path / name
+        attempts = 1 + (int(path.read_text()) if path.exists() else 0)
+        self._put(name, str(attempts).encode())
+        return attempts
+
+    def forget_attempts(self) -> None:
+        """A new run starts counting anew: a killed command is not the block's fault."""
+        shutil.rmtree(self.path / "attempts", ignore_errors=True)
+
+    # ── life ────────────────────────────────────────────────────────────────────
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the scratch for this process. Freed by the system when it dies. Raises LockedError naming the holder."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "a+") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                f.seek(0)
+                holder = f.read().strip() or "another process"
+                raise LockedError(
+                    f"{self.path} is held by {holder}: wait for it, or name another output"
+                ) from e
+            f.truncate(0)
+            f.write(f"process {os.getpid()} on {socket.gethostname()}")
+            f.flush()
+            yield
+
+    def clear(self) -> None:
+        """Forget plan, records and attempts; the lock stays."""
+        (self.path / "plan.json").unlink(missing_ok=True)
+        for name in ("records", "attempts"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def remove(self) -> None:
+        """The work is done: nothing of the scratch is left."""
+        shutil.rmtree(self.path)
+
+    def _put(self, name: str, content: bytes) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temp, "wb") as f:
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temp, path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+
+
+def _record_name(image: int, block: Block) -> str:
+    return f"records/{image}/{block.row}_{block.col}.safetensors"

@@ -1,0 +1,199 @@
+"""The mask as an OME-Zarr 0.5 label image: sharded Zarr v3, full resolution first, half at every further level.
+
+Root attributes, besides ``ome``: ``raysegment`` (class coding, nodata, origin, recipe) and, for a georeferenced
+source, ``proj:code`` or ``proj:wkt2`` and ``spatial:transform``. Nothing in the store names a time, a host or a run.
+The root ``zarr.json`` is written last: while it is missing, there is no mask.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+from raysegment.geometry import Size, Window
+from raysegment.model.spec import Class
+from raysegment.raster.protocol import PixelSize, Transform
+
+#: The smallest level of the pyramid is not larger than this.
+TOP_LEVEL_PX = 1024
+CHUNK_PX = 512
+_OME_UNITS = {"um": "micrometer", "m": "meter"}
+
+
+@dataclass(frozen=True)
+class MaskHeader:
+    """What a mask says of itself."""
+
+    name: str
+    shape: Size
+    classes: tuple[Class, ...]
+    dtype: np.dtype
+    origin: tuple[int, int]
+    """Full-resolution source pixel (y, x) of the mask's top left corner."""
+    recipe: dict[str, Any]
+    """What decided the values: the same recipe gives the same mask."""
+    tiles: int
+    """Forward passes it stands for."""
+    class_pixels: dict[str, int]
+    pixel_size: PixelSize | None = None
+    crs: str | None = None
+    transform: Transform | None = None
+    """Of the mask: already shifted to `origin`."""
+
+    @property
+    def nodata(self) -> int:
+        return int(np.iinfo(self.dtype).max)
+
+
+class MaskStore:
+    """An OME-Zarr mask that is being written. `shard` is the edge of a shard: one writer each."""
+
+    def __init__(self, path: Path, shape: Size, dtype: np.dtype, shard: int, stride: int) -> None:
+        self.path, self.shape, self.dtype = path, shape, dtype
+        self.shard = shard
+        self.chunk = chunk_edge(stride, shard // stride)
+
+    @property
+    def level_shapes(self) -> list[Size]:
+        """Sizes of all levels, full resolution first, down to TOP_LEVEL_PX."""
+        shapes = [self.shape]
+        while max(shapes[-1]) > TOP_LEVEL_PX:
+            shapes.append(Size(-(-shapes[-1].height // 2), -(-shapes[-1].width // 2)))
+        return shapes
+
+    def create(self) -> None:
+        """Make every level's array, empty (= nodata)."""
+        for level, shape in enumerate(self.level_shapes):
+            if (self.path / str(level) / "zarr.json").exists():
+                continue
+            zarr.create_array(
+                self.path
+                / str(level),  # as a store of its own: Zarr would write the root's zarr.json otherwise
+                shape=shape,
+                chunks=(self.chunk, self.chunk),
+                shards=(self.shard, self.shard),
+                dtype=self.dtype,
+                compressors=ZstdCodec(level=3),
+                fill_value=int(np.iinfo(self.dtype).max),
+                dimension_names=("y", "x"),
+            )
+
+    def shards(self, level: int) -> list[Window]:
+        """The pixels of every shard of a level."""
+        height, width = self.level_shapes[level]
+        return [
+            Window.between(y, x, min(y + self.shard, height), min(x + self.shard, width))
+            for y in range(0, height, self.shard)
+            for x in range(0, width, self.shard)
+        ]
+
+    def has_shard(self, level: int, window: Window) -> bool:
+        """Whether the shard was written. (One that holds only nodata is never stored.)"""
+        return (
+            self.path / str(level) / "c" / str(window.y // self.shard) / str(window.x // self.shard)
+        ).exists()
+
+    def read(self, level: int, window: Window) -> np.ndarray:
+        """Labels (window.height, window.width) of a level."""
+        return np.asarray(zarr.open_array(self.path / str(level), mode="r")[window.slices()])
+
+    def write(self, level: int, window: Window, labels: np.ndarray) -> None:
+        """Write one whole shard: `labels` (window.height, window.width)."""
+        zarr.open_array(self.path / str(level), mode="r+")[window.slices()] = labels
+
+    def reduce(self, level: int, window: Window) -> None:
+        """Make one shard of `level` from the level above it, by the most frequent of 2 × 2 pixels."""
+        height, width = self.level_shapes[level - 1]
+        above = Window.between(
+            2 * window.y, 2 * window.x, min(2 * window.bottom, height), min(2 * window.right, width)
+        )
+        self.write(level, window, mode_2x2(self.read(level - 1, above)))
+
+    def finish(self, header: MaskHeader) -> None:
+        """Write the root metadata: from now on there is a mask."""
+        zarr.create_group(self.path, attributes=_attributes(header, self.level_shapes))
+
+
+def chunk_edge(stride: int, cells: int) -> int:
+    """The edge of a chunk: whole cells that divide a shard of `cells` cells, as near to CHUNK_PX as they come."""
+    divisors = [d for d in range(1, cells + 1) if cells % d == 0]
+    return stride * min(divisors, key=lambda d: abs(np.log(stride * d / CHUNK_PX)))
+
+
+def mode_2x2(labels: np.ndarray) -> np.ndarray:
+    """The most frequent of each 2 × 2 pixels, (h, w) → (⌈h/2⌉, ⌈w/2⌉); ties go to the earlier pixel, row by row.
+
+    An odd last row or column counts twice.
+    """
+    height, width = labels.shape
+    padded = np.pad(labels, ((0, height % 2), (0, width % 2)), mode="edge")
+    a, b, c, d = padded[::2, ::2], padded[::2, 1::2], padded[1::2, ::2], padded[1::2, 1::2]
+    a_is_alone = (a != b) & (a != c) & (a != d)
+    return np.where(a_is_alone & ((b == c) | (b == d)), b, np.where(a_is_alone & (c == d), c, a))
+
+
+def finished(path: Path) -> dict[str, Any] | None:
+    """What a finished mask of ours at `path` says of itself (its ``raysegment`` attributes), or None."""
+    if not (path / "zarr.json").is_file():
+        return None
+    return json.loads((path / "zarr.json").read_text()).get("attributes", {}).get("raysegment")
+
+
+def _attributes(header: MaskHeader, shapes: list[Size]) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "ome": {
+            "version": "0.5",
+            "multiscales": [_multiscale(header, len(shapes))],
+            "image-label": {
+                "colors": [
+                    {"label-value": i, "rgba": [*c.colour, 255]} for i, c in enumerate(header.classes)
+                ],
+                "properties": [{"label-value": i, "class": c.name} for i, c in enumerate(header.classes)],
+            },
+        },
+        "raysegment": {
+            "classes": [c.model_dump(mode="json") for c in header.classes],
+            "nodata": header.nodata,
+            "origin": list(header.origin),
+            "recipe": header.recipe,
+            "tiles": header.tiles,
+            "class_pixels": header.class_pixels,
+        },
+    }
+    if header.crs is not None:
+        is_code = header.crs.upper().startswith("EPSG:")
+        attributes["proj:code" if is_code else "proj:wkt2"] = header.crs
+    if header.transform is not None:
+        attributes["spatial:dimensions"] = ["y", "x"]
+        attributes["spatial:transform"] = list(header.transform)
+    return attributes
+
+
+def _multiscale(header: MaskHeader, levels: int) -> dict[str, Any]:
+    pixel_y, pixel_x, unit = header.pixel_size or (1.0, 1.0, None)
+    axes: list[dict[str, str]] = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+    if unit in _OME_UNITS:
+        axes = [{**axis, "unit": _OME_UNITS[unit]} for axis in axes]
+    return {
+        "name": header.name,
+        "axes": axes,
+        "datasets": list(_datasets(levels, (pixel_y, pixel_x), header.origin)),
+    }
+
+
+def _datasets(levels: int, pixel: tuple[float, float], origin: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """Scale and place of each level; a pixel of a higher level lies at the centre of those it stands for."""
+    for level in range(levels):
+        factor = 2**level
+        transformations: list[dict[str, Any]] = [{"type": "scale", "scale": [p * factor for p in pixel]}]
+        place = [p * (o + (factor - 1) / 2) for p, o in zip(pixel, origin, strict=True)]
+        if any(place):
+            transformations.append({"type": "translation", "translation": place})
+        yield {"path": str(level), "coordinateTransformations": transformations}

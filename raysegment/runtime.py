@@ -1,0 +1,79 @@
+"""Where work runs: a Ray that this process starts for itself, or one that the caller started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from raysegment import console
+from raysegment.hardware import available_cores
+
+#: Logical CPUs beyond the workers' own, so that Ray's small tasks never wait for them.
+EXTRA_CPUS = 2
+
+
+@contextlib.contextmanager
+def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
+    """A Ray to work in: the one that is connected already, or an embedded one for the time of the block.
+
+    `workers` one-CPU workers must find room. The embedded Ray listens on loopback and is silent unless --verbose.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = not console.is_verbose()
+    if quiet:
+        # Ray's C++ side logs an error for every pool of actors that has arguments; ours report their own failures.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with _held_stderr() if quiet else contextlib.nullcontext():
+        ray.init(
+            num_cpus=max(workers, available_cores()) + EXTRA_CPUS,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            log_to_driver=not quiet,
+            logging_level=logging.ERROR if quiet else logging.INFO,
+        )
+    _close_token_file()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Hold back what libraries write to stderr, C++ included; let it out only if the block fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        real = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(real, held.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+
+
+def _close_token_file() -> None:
+    """Ray writes its token readable for everyone; nobody else has any business with it."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if (
+        token.is_file()
+        and token.owner() == Path.home().owner()
+        and stat.S_IMODE(token.stat().st_mode) & 0o077
+    ):
+        token.chmod(0o600)

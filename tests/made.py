@@ -1,0 +1,88 @@
+"""Rasters made in memory, and plans for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from raysegment.geometry import Size, Window
+from raysegment.inference.blend import FIXED_POINT_BITS
+from raysegment.inference.plan import ImagePlan, Plan
+from raysegment.inference.segmenter import Segmenter, read_block
+from raysegment.model.model import Model
+
+
+class ArrayRaster:
+    """An array (h, w, channels) behind the Raster protocol, with an optional mask of valid pixels."""
+
+    path, format = "memory", "array"
+    pixel_size = crs = transform = nodata = alpha = palette = None
+
+    def __init__(self, pixels: np.ndarray, valid: np.ndarray | None = None) -> None:
+        self.pixels, self._valid = pixels, valid
+        self.shape = pixels.shape
+        self.dtype = pixels.dtype
+        self.levels = (Size(*pixels.shape[:2]),)
+        self.chunk = Size(*pixels.shape[:2])
+
+    def read(self, window: Window, level: int = 0) -> np.ndarray:
+        return self.pixels[window.slices()]
+
+    def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
+        return None if self._valid is None else self._valid[window.slices()]
+
+    def identity(self) -> str:
+        return "array"
+
+    def close(self) -> None:
+        pass
+
+
+def make_plan(model: Model, image: np.ndarray, **changes: Any) -> Plan:
+    """A plan for one image in memory; tile 32, overlap 8, blocks of 3 cells unless said otherwise."""
+    height, width, channels = image.shape
+    region = changes.pop("region", Window(y=0, x=0, height=height, width=width))
+    values: dict[str, Any] = {
+        "model": "made",
+        "classes": model.spec.classes,
+        "thresholds": model.spec.thresholds,
+        "channels": model.spec.channels,
+        "margin": model.spec.margin,
+        "tile": 32,
+        "overlap": 8,
+        "blend": "hann",
+        "cells_per_block": 3,
+        "precision": "fp32",
+        "device": "cpu",
+        "batch_size": 1,
+        "threads": 1,
+        "images": (
+            ImagePlan(
+                source="memory",
+                identity="made",
+                shape=(height, width, channels),
+                channels=tuple(range(channels)),
+                region=region,
+                output="none",
+            ),
+        ),
+    }
+    return Plan(**{**values, **changes})
+
+
+def summed(model: Model, plan: Plan, image: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Fixed-point sums (classes, h, w) int64 of the wanted region: every block's partial sums, added up."""
+    grid, region = plan.grids[0], plan.images[0].region
+    raster, segmenter = ArrayRaster(image, valid), Segmenter(model, plan)
+    total = np.zeros((len(plan.classes), *region.size), np.int64)
+    for _, block in plan.blocks:
+        seen = read_block(raster, plan.images[0].channels, grid, block, plan.margin)
+        for band, sums in segmenter.sums(grid, block, seen):
+            rows, cols = band.slices(region)
+            total[:, rows, cols] += sums.numpy()
+    return total
+
+
+def probabilities(sums: np.ndarray) -> np.ndarray:
+    return sums / float(1 << FIXED_POINT_BITS)
