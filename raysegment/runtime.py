@@ -22,24 +22,28 @@ EXTRA_CPUS = 2
 def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
     """A Ray to work in: the one that is connected already, or an embedded one for the time of the block.
 
-    `workers` one-CPU workers must find room. The embedded Ray listens on loopback and is silent unless --verbose.
+    `workers` one-CPU workers must find room. The embedded Ray is silent unless --verbose. Its dashboard binds to
+    loopback; its other ports do not (Ray offers no way), so it answers only to the token of this user.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_ADDRESS" in os.environ:
+        console.warn("RAY_ADDRESS is set, but running in that cluster is not built yet: working on this machine")
     quiet = not console.is_verbose()
     if quiet:
         # Ray's C++ side logs an error for every pool of actors that has arguments; ours report their own failures.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with _held_stderr() if quiet else contextlib.nullcontext():
         ray.init(
+            address="local",
             num_cpus=max(workers, available_cores()) + EXTRA_CPUS,
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
             log_to_driver=not quiet,
             logging_level=logging.ERROR if quiet else logging.INFO,
         )

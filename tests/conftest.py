@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-# Ray writes a token into the home folder and its sockets under /tmp: a test leaves neither.
-_RAY_HOME = tempfile.TemporaryDirectory(prefix="rs-ray-")
-os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(Path(_RAY_HOME.name) / "token"))
+# Ray would write a token into the home folder: a test leaves nothing there.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.pop("RAY_ADDRESS", None)
 

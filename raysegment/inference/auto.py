@@ -69,13 +69,6 @@ def measure(model: Model, raster: Raster, plan: Plan, *, choose_precision: bool)
     return Measured(tried[chosen], seconds[chosen] / plan.batch_size, pixels, difference, disagreement)
 
 
-def device_for(asked: str) -> str:
-    """cuda where there is one, else cpu."""
-    if asked != "auto":
-        return asked
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _middle_block(plan: Plan) -> Block:
     blocks = plan.grids[0].blocks()
     return blocks[len(blocks) // 2]

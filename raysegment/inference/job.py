@@ -75,7 +75,8 @@ class Job:
 
     def resolve(self) -> tuple[Plan, Measured]:
         """Turn every "auto" into a value. Raises UsageError and InputError for what does not fit."""
-        from raysegment.inference.auto import device_for, measure
+        from raysegment.hardware import pick_device
+        from raysegment.inference.auto import measure
 
         spec, request = self.spec, self.request
         tile, overlap = choose_tile(request, spec)
@@ -93,7 +94,7 @@ class Job:
             blend=request.blend,
             cells_per_block=choose_cells(request, region, tile, overlap),
             precision="fp32" if choose_precision else request.precision,
-            device=device_for(request.device),
+            device=pick_device(request.device).type,
             batch_size=1 if request.batch_size == "auto" else request.batch_size,
             threads=1,
             images=(

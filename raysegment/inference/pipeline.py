@@ -104,6 +104,7 @@ def segment(plan: Plan, model: ModelSource, scratch: Scratch, workers: int) -> I
     ]
     if not missing:
         return
+    in_hand = BLOCKS_IN_HAND[plan.device]
     on_gpu = plan.device == "cuda"
     resources = {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_cpus": plan.threads}
     yield from _run(
@@ -112,9 +113,9 @@ def segment(plan: Plan, model: ModelSource, scratch: Scratch, workers: int) -> I
         fn_constructor_args=(plan, model, scratch),
         compute=ActorPoolStrategy(
             size=min(workers, len(missing)),
-            max_tasks_in_flight_per_actor=2 * BLOCKS_IN_HAND,
-            max_concurrent_calls_per_actor=BLOCKS_IN_HAND,
-            enable_true_multi_threading=True,
+            max_tasks_in_flight_per_actor=2 * in_hand,
+            max_concurrent_calls_per_actor=in_hand,
+            enable_true_multi_threading=in_hand > 1,
         ),
         **resources,
     )

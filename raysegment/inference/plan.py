@@ -27,8 +27,9 @@ Device = Literal["cpu", "cuda"]
 BLOCK_EDGES = (1024, 2048)
 #: What a worker needs before its first block: Python, Ray, torch and their libraries (measured, PSS).
 WORKER_BASE_BYTES = 450 << 20
-#: Blocks that one worker holds at once: one computes while the next is read and the last is written.
-BLOCKS_IN_HAND = 2
+#: Blocks that one worker holds at once. Beside a GPU, one computes while the next is read and the last is written;
+#: a CPU worker has one core, and reading would only take turns with the network, in twice the memory.
+BLOCKS_IN_HAND = {"cpu": 1, "cuda": 2}
 
 
 class Request(BaseModel):
@@ -140,11 +141,11 @@ class Plan(BaseModel):
 
     def worker_bytes(self, itemsize: int) -> int:
         """Memory of one worker: of block, tile and class count alone, never of the image."""
-        edge = self.block_edge + self.overlap + 2 * self.margin
-        pixels = edge**2 * self.channels * itemsize * BLOCKS_IN_HAND
+        edge, in_hand = self.block_edge + self.overlap + 2 * self.margin, BLOCKS_IN_HAND[self.device]
+        pixels = edge**2 * self.channels * itemsize * in_hand
         sums = self.tile * edge * len(self.classes) * 4
-        rims = 4 * self.overlap * edge * len(self.classes) * 4 * BLOCKS_IN_HAND
-        labels = self.block_edge**2 * self.label_dtype.itemsize * BLOCKS_IN_HAND
+        rims = 4 * self.overlap * edge * len(self.classes) * 4 * in_hand
+        labels = self.block_edge**2 * self.label_dtype.itemsize * in_hand
         return WORKER_BASE_BYTES + pixels + sums + rims + labels
 
     def recipe(self, image: ImagePlan) -> dict[str, Any]:
