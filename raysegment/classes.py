@@ -79,8 +79,7 @@ class ClassMap:
         import numpy as np
 
         codes = pixel_codes(pixels)
-        dtype = np.dtype(np.uint8 if len(self.classes) <= 254 else np.uint16)
-        ignore = int(np.iinfo(dtype).max)
+        ignore, dtype = (255, np.uint8) if len(self.classes) <= 254 else (65535, np.uint16)
         index = np.full(codes.shape, ignore, dtype)
         known = np.zeros(codes.shape, bool) if valid is None else ~valid
         for code, target in self.table(palette).items():
@@ -139,14 +138,40 @@ def colour_code(colour: Colour) -> int:
     return r if r == g == b else _COLOURED | r << 16 | g << 8 | b
 
 
+def code_colour(code: int) -> Colour:
+    """The RGB colour of the code of a colour pixel."""
+    if code < _COLOURED:
+        return code, code, code
+    return code >> 16 & 255, code >> 8 & 255, code & 255
+
+
 def class_code(value: int | Colour) -> int:
     """The code of a class's pixel value or colour."""
     return value if isinstance(value, int) else colour_code(value)
 
 
+def distinct(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct codes, ascending int64, and for each pixel the index of its own: integers (pixels,)."""
+    import numpy as np
+
+    flat = codes.reshape(-1)
+    if codes.dtype.itemsize > 2:
+        values, index = np.unique(flat, return_inverse=True)
+        return values.astype(np.int64), index
+    lowest = int(np.iinfo(codes.dtype).min)  # counting is ten times as fast as sorting
+    shifted = flat.astype(np.intp) - lowest
+    seen = np.flatnonzero(np.bincount(shifted))
+    place = np.zeros(int(seen[-1]) + 1 if len(seen) else 1, np.intp)
+    place[seen] = np.arange(len(seen))
+    return seen + lowest, place[shifted]
+
+
 def describe(codes: Sequence[int]) -> str:
     """ "values 3, 7, #808000 and 12 more"."""
-    shown = [f"#{code ^ _COLOURED:06x}" if code >= _COLOURED else str(code) for code in codes[:5]]
+    shown = [
+        "#{:02x}{:02x}{:02x}".format(*code_colour(code)) if code >= _COLOURED else str(code)
+        for code in codes[:5]
+    ]
     more = f" and {len(codes) - 5} more" if len(codes) > 5 else ""
     return f"value{'s' if len(codes) > 1 else ''} {', '.join(shown)}{more}"
 

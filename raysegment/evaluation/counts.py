@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysegment import console
-from raysegment.classes import pixel_codes
+from raysegment.classes import distinct, pixel_codes
 from raysegment.errors import InputError
 from raysegment.geometry import Size, Window
 from raysegment.raster.walk import windows
@@ -40,8 +40,13 @@ class Counts:
         return sorted({t for t, _ in self.pairs} | set(self.unpredicted))
 
 
-def count_pairs(prediction: Raster, truth: Raster, origin: tuple[int, int]) -> Counts:
-    """Count the pairs of codes over the whole prediction, whose top left is the truth's pixel `origin`."""
+def count_pairs(
+    prediction: Raster, truth: Raster, origin: tuple[int, int], named: frozenset[int] = frozenset()
+) -> Counts:
+    """Count the pairs of codes over the whole prediction, whose top left is the truth's pixel `origin`.
+
+    `named`: codes that are classes of the truth even where they are its nodata value.
+    """
     height, width = prediction.shape[:2]
     chunk = Size(*map(max, prediction.chunk, truth.chunk))
     counts = Counts()
@@ -50,7 +55,11 @@ def count_pairs(prediction: Raster, truth: Raster, origin: tuple[int, int]) -> C
             there = Window(
                 y=window.y + origin[0], x=window.x + origin[1], height=window.height, width=window.width
             )
-            _count(counts, *_codes(prediction, window), *_codes(truth, there))
+            p, p_valid = _codes(prediction, window)
+            t, t_valid = _codes(truth, there)
+            if t_valid is not None and truth.nodata in named:
+                t_valid = t_valid | (t == truth.nodata)
+            _count(counts, p, p_valid, t, t_valid)
             progress.advance(window.area / 1e6)
     return counts
 
@@ -83,17 +92,7 @@ def _count(
 
 
 def _compact(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct codes, and for each pixel the index of its own: int64 (pixels,)."""
-    flat = codes.reshape(-1)
-    if codes.dtype.itemsize > 2:
-        values, index = np.unique(flat, return_inverse=True)
-    else:  # sorting would be ten times slower
-        lowest = int(np.iinfo(codes.dtype).min)
-        shifted = flat.astype(np.intp) - lowest
-        seen = np.flatnonzero(np.bincount(shifted))
-        place = np.zeros(int(seen[-1]) + 1 if len(seen) else 1, np.intp)
-        place[seen] = np.arange(len(seen))
-        values, index = seen + lowest, place[shifted]
+    values, index = distinct(codes)
     if len(values) > MOST_VALUES:
         raise InputError(f"more than {MOST_VALUES} different pixel values: a picture, not a mask")
     return values, index

@@ -77,6 +77,17 @@ def meanings(
     return names, of_prediction, _fit(t, t_codes, candidates, names, IGNORE)
 
 
+def classes_named(p: Side, t: Side, classes: ClassMap | None) -> frozenset[int]:
+    """Codes of the truth that are said to be classes, whatever else the file says of them.
+
+    (0 is often tagged as nodata in masks and meant as background.)
+    """
+    table = _by_value(t.raster, p.coding) if classes is None and p.coding is not None else {}
+    if classes is not None:
+        table = classes.table(t.raster.palette)
+    return frozenset(code for code, index in table.items() if index != IGNORE)
+
+
 def _indices(names: Sequence[str]) -> dict[int, int]:
     return {i: i for i in range(len(names))}
 

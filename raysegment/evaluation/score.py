@@ -12,7 +12,7 @@ import numpy as np
 from raysegment.classes import IGNORE, ClassMap
 from raysegment.errors import InputError
 from raysegment.evaluation.counts import Counts, count_pairs
-from raysegment.evaluation.meaning import MISS, Side, meanings
+from raysegment.evaluation.meaning import MISS, Side, classes_named, meanings
 from raysegment.geometry import Window
 from raysegment.metrics import ClassScore, Scores
 
@@ -92,7 +92,8 @@ def evaluate(
     mapping = classes if classes is None or isinstance(classes, ClassMap) else ClassMap.load(classes)
     p, t = Side.open("prediction", prediction), Side.open("truth", truth)
     try:
-        counts = count_pairs(p.raster, t.raster, _place(p, t))
+        named = classes_named(p, t, mapping)
+        counts = count_pairs(p.raster, t.raster, _place(p, t), named)
         return _scored(counts, *meanings(p, t, counts.predicted_codes, counts.truth_codes, mapping))
     finally:
         p.raster.close()

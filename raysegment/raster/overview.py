@@ -1,0 +1,126 @@
+"""A small picture of a big image: every pixel of the picture from the pixels it stands for.
+
+The coarsest level that is still finer than the picture is read, part by part: memory does not grow with the
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, isqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysegment.geometry import Size, Window
+
+if TYPE_CHECKING:
+    from raysegment.raster.protocol import Raster
+
+#: Source pixels that are read at once.
+PART_PIXELS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of the picture and the source pixels that it stands for."""
+
+    target: Window
+    """In pixels of the picture."""
+    source: Window
+    """In pixels of the level that is read."""
+    rows: np.ndarray
+    """First source row of each row of `target`, relative to `source`; ascending from 0."""
+    cols: np.ndarray
+    """The same for columns."""
+
+
+def mean_picture(raster: Raster, area: Window, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Area means: float32 (height, width, channels), and the share of valid pixels, float32 (height, width).
+
+    `area`: full-resolution pixels; `size`: of the picture. Where the picture is finer than the image, pixels
+    repeat. A palette image gives its colours. Nodata, NaN and inf are left out of the mean; 0 where all is.
+    """
+    palette = None if raster.palette is None else np.asarray(raster.palette, np.uint8)
+    channels = raster.shape[2] if palette is None else 3
+    mean = np.zeros((*size, channels), np.float32)
+    share = np.zeros(size, np.float32)
+    level, window = level_for(raster, area, size)
+    for part in parts(window, size, raster.chunk):
+        stored = raster.read(part.source, level)
+        valid = raster.valid(part.source, stored, level)
+        pixels = stored if palette is None else palette[stored[:, :, 0]]
+        has = np.ones(stored.shape[:2], bool) if valid is None else valid
+        if pixels.dtype.kind == "f":
+            finite = np.isfinite(pixels)
+            has = has & finite.all(axis=2)
+        if not has.all():
+            pixels = np.where(has[:, :, None], pixels, 0)
+        counts = _sums(has[:, :, None].astype(np.float64), part)
+        means = _sums(pixels, part) / np.maximum(counts, 1)
+        mean[part.target.slices()] = means
+        share[part.target.slices()] = counts[:, :, 0] / _areas(part)
+    return mean, share
+
+
+def parts(window: Window, size: Size, chunk: Size) -> Iterator[Part]:
+    """Cut a picture of `size` into rectangles that each stand for about PART_PIXELS pixels of `window`."""
+    y_scale, x_scale = window.height / size.height, window.width / size.width
+    budget = max(1.0, PART_PIXELS / (max(1.0, y_scale) * max(1.0, x_scale)))
+    # where a chunk is as wide as the image, reading half a row decodes it whole
+    in_strips = chunk.width >= window.width
+    width = size.width if in_strips else min(size.width, max(1, isqrt(int(budget))))
+    height = min(size.height, max(1, int(budget / width)))
+    rows, cols = _starts(window.height, size.height), _starts(window.width, size.width)
+    for y in range(0, size.height, height):
+        for x in range(0, size.width, width):
+            target = Window.between(y, x, min(y + height, size.height), min(x + width, size.width))
+            own_rows, own_cols = rows[y : target.bottom], cols[x : target.right]
+            bottom = rows[target.bottom] if target.bottom < size.height else window.height
+            right = cols[target.right] if target.right < size.width else window.width
+            source = Window.between(
+                window.y + int(own_rows[0]),
+                window.x + int(own_cols[0]),
+                window.y + max(int(bottom), int(own_rows[-1]) + 1),
+                window.x + max(int(right), int(own_cols[-1]) + 1),
+            )
+            yield Part(target, source, own_rows - own_rows[0], own_cols - own_cols[0])
+
+
+def level_for(raster: Raster, area: Window, size: Size) -> tuple[int, Window]:
+    """The coarsest level in which `area` is at least as large as the picture, and `area` there."""
+    best = 0, area
+    full = raster.levels[0]
+    for number, level in enumerate(raster.levels[1:], start=1):
+        fy, fx = full.height / level.height, full.width / level.width
+        there = Window.between(
+            int(area.y / fy),
+            int(area.x / fx),
+            min(ceil(area.bottom / fy), level.height),
+            min(ceil(area.right / fx), level.width),
+        )
+        if there.height >= size.height and there.width >= size.width:
+            best = number, there
+    return best
+
+
+def _starts(length: int, count: int) -> np.ndarray:
+    """First source index of each of `count` picture pixels: equal shares of `length`; repeated if fewer."""
+    return np.arange(count, dtype=np.int64) * length // count
+
+
+def _sums(pixels: np.ndarray, part: Part) -> np.ndarray:
+    """Sums over the source pixels of each picture pixel: float64 (height, width, channels).
+
+    (`reduceat` gives the one pixel at a start that is repeated.)
+    """
+    rows = np.add.reduceat(pixels, part.rows, axis=0, dtype=np.float64)
+    return np.add.reduceat(rows, part.cols, axis=1)
+
+
+def _areas(part: Part) -> np.ndarray:
+    """Source pixels of each picture pixel: int64 (height, width)."""
+    heights = np.maximum(np.diff(part.rows, append=part.source.height), 1)
+    widths = np.maximum(np.diff(part.cols, append=part.source.width), 1)
+    return heights[:, None] * widths[None, :]
