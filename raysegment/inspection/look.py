@@ -1,0 +1,79 @@
+"""`inspect`: find out what a path holds, and say it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from raysegment.errors import InputError, NotBuiltError
+from raysegment.inspection.text import as_text
+
+Kind = Literal["image", "dataset", "model", "mask"]
+
+_MODELS = (".safetensors", ".pt2", ".onnx", ".pt", ".pth", ".ckpt")
+_MANIFESTS = (".csv", ".parquet", ".jsonl", ".tfrecord", ".tfrecords")
+_ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
+
+
+@dataclass(frozen=True, slots=True)
+class InspectResult:
+    """What a path holds."""
+
+    kind: Kind
+    path: str
+    facts: Mapping[str, Any]
+    """JSON-ready; the keys depend on `kind`. A training set's `problems` lists all that `train` would refuse."""
+
+    @property
+    def exit_code(self) -> int:
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "path": self.path, **self.facts}
+
+    def summary(self) -> str:
+        return f"{self.path}: {self.kind}\n{as_text(self.facts)}"
+
+
+def inspect(path: str | os.PathLike[str]) -> InspectResult:
+    """Look at an image, a training set (folder), a model or a mask.
+
+    Of an image a few windows are read, of a mask every pixel, of a training set every mask. Raises InputError
+    when there is nothing that can be understood.
+    """
+    place = Path(path)
+    kind, facts = _looked_at(place)
+    return InspectResult(kind, str(path), facts)
+
+
+def _looked_at(path: Path) -> tuple[Kind, Mapping[str, Any]]:
+    if path.suffix.lower() in _MODELS and not path.is_dir():
+        from raysegment.inspection.model import model_facts
+
+        return "model", model_facts(path)
+    if path.suffix.lower() in _MANIFESTS and path.is_file():
+        raise NotBuiltError(f"{path}: training sets in {path.suffix} files are not built yet: give a folder")
+    if path.is_dir() and not any((path / name).is_file() for name in _ZARR_METADATA):
+        if not (path / "images").is_dir() and not (path / "masks").is_dir():
+            raise InputError(
+                f"{path} is neither a Zarr store nor a training set: it holds no images/ and masks/"
+            )
+        from raysegment.inspection.dataset import dataset_facts
+
+        return "dataset", dataset_facts(path)
+
+    from raysegment.inspection.image import image_facts, mask_facts
+    from raysegment.mask.coding import read_coding
+    from raysegment.raster import open_raster
+
+    raster = open_raster(path)
+    try:
+        coding = read_coding(path)
+        if coding is None:
+            return "image", image_facts(raster)
+        return "mask", mask_facts(raster, coding)
+    finally:
+        raster.close()
