@@ -36,6 +36,17 @@ def _quota(cgroup: Path) -> float | None:
     return None
 
 
+def available_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes of memory that this process may use: the machine's, cut down to the container's limit (v2, v1)."""
+    import psutil
+
+    total: int = psutil.virtual_memory().total
+    for place in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
+        if place.is_file() and (limit := place.read_text().strip()) != "max":
+            return min(total, int(limit))
+    return total
+
+
 def pick_device(wish: str = "auto") -> torch.device:
     """`auto`: a GPU when there is one. Raises UsageError for "cuda" without a usable GPU."""
     import torch

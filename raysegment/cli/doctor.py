@@ -1,0 +1,23 @@
+"""`raysegment doctor`: what this machine can do."""
+
+from __future__ import annotations
+
+from raysegment.cli.common import Result, command
+
+
+@command(
+    "doctor",
+    epilog="""
+    Examples:
+      raysegment doctor
+      raysegment doctor --json
+    """,
+)
+def doctor() -> Result:
+    """Say what this machine can do (versions, cores, memory, GPUs, precision) and what would get in the way.
+
+    Nothing is started and nothing is changed.
+    """
+    from raysegment.doctor import doctor as run
+
+    return run()
