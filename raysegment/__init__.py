@@ -30,12 +30,13 @@ from raysegment.geometry import Size, Window
 
 if TYPE_CHECKING:
     from raysegment.evaluation import EvaluateResult, evaluate
-    from raysegment.inference import InferResult, PlanResult, infer, plan
+    from raysegment.inference.results import InferResult, PlanResult
+    from raysegment.inference.run import infer, plan
     from raysegment.inspection import InspectResult, inspect
     from raysegment.mask.preview import PreviewResult, preview
     from raysegment.model import Class, Model, ModelSpec, load_model
     from raysegment.raster import Raster, open_raster
-    from raysegment.scene import SynthResult, synth
+    from raysegment.scene.synth import SynthResult, synth
     from raysegment.training import TrainResult, train
 
 __all__ = [
@@ -77,10 +78,10 @@ __all__ = [
 _HOME = {
     "evaluate": "raysegment.evaluation",
     "EvaluateResult": "raysegment.evaluation",
-    "infer": "raysegment.inference",
-    "plan": "raysegment.inference",
-    "InferResult": "raysegment.inference",
-    "PlanResult": "raysegment.inference",
+    "infer": "raysegment.inference.run",
+    "plan": "raysegment.inference.run",
+    "InferResult": "raysegment.inference.results",
+    "PlanResult": "raysegment.inference.results",
     "inspect": "raysegment.inspection",
     "InspectResult": "raysegment.inspection",
     "preview": "raysegment.mask.preview",
@@ -91,8 +92,8 @@ _HOME = {
     "load_model": "raysegment.model",
     "Raster": "raysegment.raster",
     "open_raster": "raysegment.raster",
-    "synth": "raysegment.scene",
-    "SynthResult": "raysegment.scene",
+    "synth": "raysegment.scene.synth",
+    "SynthResult": "raysegment.scene.synth",
     "train": "raysegment.training",
     "TrainResult": "raysegment.training",
 }

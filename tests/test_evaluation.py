@@ -109,6 +109,14 @@ def test_nodata_of_the_truth_file_is_left_out(tmp_path: Path, mask: Path) -> Non
     assert rows(result) == matrix(TRUTH[4:], LABELS[4:])
 
 
+def test_a_nodata_value_that_names_a_class_is_that_class(tmp_path: Path) -> None:
+    classes = [("land", 0), ("water", 1), ("city", 2)]
+    truth = tif(tmp_path / "t.tif", TRUTH, extratags=[(42113, "s", 0, "0", True)])
+    result = evaluate(write_zarr_mask(tmp_path / "m.zarr", LABELS, classes), truth)
+    assert rows(result) == matrix(TRUTH, LABELS)
+    assert result.ignored_pixels == 0
+
+
 def test_negative_truth_means_no_class(tmp_path: Path, mask: Path) -> None:
     truth = TRUTH.astype(np.int16)
     truth[0] = -1

@@ -36,6 +36,7 @@ class Root(TyperGroup):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
+        windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
         """Parse and run; exit with the command's code, or return it without `standalone_mode`."""
