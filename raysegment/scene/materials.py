@@ -1,0 +1,89 @@
+"""What the ground is made of: colour, texture and class of every surface of a synthetic scene."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from raysegment.model.spec import Class
+
+GRASS, FIELD, FOREST, WATER, ROAD, BUILDING = range(6)
+
+CLASSES = (
+    Class(name="grass", colour=(140, 190, 90), value=GRASS),
+    Class(name="field", colour=(235, 200, 90), value=FIELD),
+    Class(name="forest", colour=(30, 110, 60), value=FOREST),
+    Class(name="water", colour=(60, 120, 210), value=WATER),
+    Class(name="road", colour=(90, 90, 95), value=ROAD),
+    Class(name="building", colour=(200, 70, 60), value=BUILDING),
+)
+
+
+class Material(NamedTuple):
+    """A surface. The amplitudes are fractions of its brightness."""
+
+    of: int
+    """Class index."""
+    colour: tuple[int, int, int]
+    grain: float = 0.06
+    """Amplitude of the texture of a pixel or two."""
+    patches: float = 0.10
+    """Amplitude of the texture of some ten pixels."""
+    crowns: float = 0.0
+    """Amplitude of tree crowns seen from above."""
+    rows: float = 0.0
+    """Amplitude of crop rows."""
+    row_px: float = 6.0
+    """Distance between two crop rows."""
+
+
+_MEADOWS = ((104, 122, 72), (116, 130, 80), (96, 116, 66), (126, 134, 84), (110, 120, 70), (98, 126, 74))
+_LAWNS = ((100, 122, 74), (114, 134, 86), (122, 128, 92), (92, 112, 70))
+_CROPS = (
+    ((170, 152, 96), 0.10, 6.0),  # ripe grain
+    ((186, 170, 118), 0.08, 5.0),  # stubble
+    ((98, 120, 62), 0.17, 6.0),  # maize
+    ((118, 132, 72), 0.13, 5.0),  # young green
+    ((132, 108, 84), 0.12, 7.0),  # ploughed
+    ((152, 128, 102), 0.10, 6.0),  # bare
+    ((172, 166, 78), 0.10, 6.0),  # rape
+    ((108, 92, 72), 0.13, 7.0),  # freshly ploughed
+    ((142, 142, 88), 0.11, 5.0),  # turning
+)
+_WOODS = ((58, 78, 46), (64, 82, 50), (52, 74, 48), (70, 86, 48))
+_TREES = ((60, 82, 46), (70, 90, 50), (54, 76, 46), (80, 94, 52))
+_ROOFS = (
+    (150, 92, 74), (138, 84, 70), (162, 104, 82), (124, 78, 66), (112, 108, 108), (96, 94, 98), (142, 138, 136),
+    (176, 172, 168), (108, 88, 78), (128, 118, 108),
+)  # fmt: skip
+_ASPHALT = ((116, 114, 112), (128, 126, 122), (104, 103, 103), (140, 134, 124))
+
+MATERIALS: tuple[Material, ...] = (
+    *(Material(GRASS, c, grain=0.08, patches=0.16) for c in _MEADOWS),
+    *(Material(GRASS, c, grain=0.07, patches=0.12) for c in _LAWNS),
+    Material(GRASS, (136, 128, 100), grain=0.08, patches=0.14),  # verge
+    Material(GRASS, (124, 124, 84), grain=0.10, patches=0.20),  # bank
+    *(Material(FIELD, c, grain=0.05, patches=0.09, rows=r, row_px=p) for c, r, p in _CROPS),
+    *(Material(FOREST, c, grain=0.06, patches=0.14, crowns=1.0) for c in _WOODS),
+    *(Material(FOREST, c, grain=0.12, patches=0.10, crowns=0.25) for c in _TREES),
+    Material(WATER, (52, 68, 70), grain=0.025, patches=0.10),
+    *(Material(ROAD, c, grain=0.05, patches=0.06) for c in _ASPHALT),
+    Material(ROAD, (196, 194, 186), grain=0.05, patches=0.05),  # paint
+    *(Material(BUILDING, c, grain=0.05, patches=0.04) for c in _ROOFS),
+)
+
+
+def _numbered(first: int, count: int) -> range:
+    return range(first, first + count)
+
+
+MEADOWS = _numbered(0, len(_MEADOWS))
+LAWNS = _numbered(MEADOWS.stop, len(_LAWNS))
+VERGE = LAWNS.stop
+BANK = VERGE + 1
+CROPS = _numbered(BANK + 1, len(_CROPS))
+WOODS = _numbered(CROPS.stop, len(_WOODS))
+TREES = _numbered(WOODS.stop, len(_TREES))
+POOL = TREES.stop
+ASPHALT = _numbered(POOL + 1, len(_ASPHALT))
+PAINT = ASPHALT.stop
+ROOFS = _numbered(PAINT + 1, len(_ROOFS))
