@@ -316,6 +316,32 @@ def test_the_script_says_what_the_runner_says() -> None:
     assert json.loads(result.stdout)["exit_code"] == 2
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_process_that_is_interrupted_exits_with_130(sent: signal.Signals) -> None:
+    code = (
+        "import time\n"
+        "from raysegment.cli.common import app, command\n"
+        "@command('idle')\n"
+        "def idle():\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "@app.callback()\n"
+        "def root(): ...\n"
+        "app(['idle', '--json'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(sent)
+    stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert json.loads(stdout)["exit_code"] == 130
+    assert stderr.startswith("error: interrupted")
+    assert stderr.count("\n") == 1
+
+
 def test_version() -> None:
     import raysegment
 

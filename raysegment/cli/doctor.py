@@ -14,9 +14,9 @@ from raysegment.cli.common import Result, command
     """,
 )
 def doctor() -> Result:
-    """Say what this machine can do (versions, cores, memory, GPUs, precision) and what would get in the way.
+    """Say what this machine can do and what would get in the way.
 
-    Nothing is started and nothing is changed.
+    Versions, cores, memory, GPUs, precision, disks and Ray's surroundings. Nothing is started or changed.
     """
     from raysegment.doctor import doctor as run
 

@@ -35,10 +35,10 @@ def evaluate(
         typer.Option(metavar="FILE.toml", help="Which value or colour of the truth is which class."),
     ] = None,
 ) -> Result:
-    """Score a mask against the truth: IoU, Dice, precision and recall per class, and the confusion matrix.
+    """Score a mask against the truth, per class and over all.
 
-    Pixels are counted over the whole image, block by block. Truth without a class is left out; a pixel that
-    has truth but no prediction counts as wrong.
+    IoU, Dice, precision, recall and the confusion matrix, from pixels counted over the whole image, block by
+    block. Truth without a class is left out; a pixel that has truth but no prediction counts as wrong.
     """
     from raysegment.evaluation import evaluate as run
 

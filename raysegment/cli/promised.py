@@ -10,10 +10,10 @@ from raysegment.cli.common import app
 from raysegment.errors import NotBuiltError
 
 _PROMISED = {
-    "batch": "run the batch job that a file describes; only what is new or changed.",
-    "schedule": "write the files that make cron, systemd, Slurm or Kubernetes run a batch job.",
+    "batch": "run the batch job that a file describes.",
+    "schedule": "let cron, systemd, Slurm or Kubernetes run a job.",
     "jobs": "list, follow and stop jobs on a cluster.",
-    "convert": "turn any readable image into a pyramidal OME-Zarr.",
+    "convert": "make a pyramidal OME-Zarr of any image.",
     "export": "export a model as ONNX or .pt2.",
 }
 
