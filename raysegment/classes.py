@@ -159,7 +159,7 @@ def distinct(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, index = np.unique(flat, return_inverse=True)
         return values.astype(np.int64), index
     lowest = int(np.iinfo(codes.dtype).min)  # counting is ten times as fast as sorting
-    shifted = flat.astype(np.intp) - lowest
+    shifted = flat.astype(np.intp) - lowest if lowest else flat
     seen = np.flatnonzero(np.bincount(shifted))
     place = np.zeros(int(seen[-1]) + 1 if len(seen) else 1, np.intp)
     place[seen] = np.arange(len(seen))

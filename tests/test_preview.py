@@ -66,7 +66,7 @@ def test_a_picture_is_made_of_the_pixels_it_stands_for_however_it_is_cut(
     monkeypatch.setattr(overview, "PART_PIXELS", budget)
     raster = open_raster(path)
     area = Window(y=0, x=0, height=full[0], width=full[1])
-    mean, share = mean_picture(raster, area, Size(*size))
+    mean, share = mean_picture(raster, area, Size(*size), [0])
     mode = mode_picture(raster, area, Size(*size))
     raster.close()
     for i, rows in enumerate(cuts(full[0], size[0])):
@@ -101,7 +101,7 @@ def test_the_nearest_level_is_read_and_never_the_whole_image(
     assert sum(area for _, area in read) == 160 * 160
     assert max(area for _, area in read) <= 2 * 64 * 64
     read.clear()
-    mean_picture(raster, Window(y=320, x=320, height=320, width=320), Size(50, 50))
+    mean_picture(raster, Window(y=320, x=320, height=320, width=320), Size(50, 50), [0])
     assert {level for level, _ in read} == {2}
 
 

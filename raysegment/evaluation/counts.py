@@ -83,9 +83,12 @@ def _count(
         values, index = _compact(t[~p_valid])
         counts.unpredicted.update(_numbered(values, np.bincount(index, minlength=len(values))))
         p, t = p[p_valid], t[p_valid]
-    t_values, t_index = _compact(t)
-    p_values, p_index = _compact(p)
-    joint = np.bincount(t_index * len(p_values) + p_index, minlength=len(t_values) * len(p_values))
+    if t.dtype == p.dtype == np.uint8:  # nearly every mask: three times as fast as what is right for all
+        t_values = p_values = np.arange(256)
+        joint = np.bincount((t.astype(np.uint16) << 8 | p).reshape(-1), minlength=1 << 16)
+    else:
+        (t_values, t_index), (p_values, p_index) = _compact(t), _compact(p)
+        joint = np.bincount(t_index * len(p_values) + p_index, minlength=len(t_values) * len(p_values))
     for i in np.flatnonzero(joint):
         row, column = divmod(int(i), len(p_values))
         counts.pairs[int(t_values[row]), int(p_values[column])] += int(joint[i])

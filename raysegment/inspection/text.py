@@ -37,7 +37,7 @@ def _is_table(value: Any) -> bool:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    shown = [[_plain(row.get(c)) for c in columns] for row in rows[:MOST_ROWS]]
+    shown = [[_plain(row.get(c), digits=4) for c in columns] for row in rows[:MOST_ROWS]]
     widths = [max(len(c), *(len(r[i]) for r in shown)) for i, c in enumerate(columns)]
     lines = ["  ".join(f"{_label(c):<{w}}" for c, w in zip(columns, widths, strict=True)).rstrip()]
     lines += ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in shown]
@@ -46,7 +46,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any, digits: int = 10) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -54,7 +54,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.{digits}g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{_label(str(k))} {_plain(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):

@@ -31,7 +31,7 @@ def mode_picture(raster: Raster, area: Window, size: Size) -> np.ndarray:
     """
     picture = np.full(size, NOTHING, np.int64)
     level, window = level_for(raster, area, size)
-    for part in parts(window, size, raster.chunk):
+    for part in parts(window, size, raster.chunk, "mask"):
         stored = raster.read(part.source, level)
         valid = raster.valid(part.source, stored, level)
         values, index = distinct(pixel_codes(stored))

@@ -86,10 +86,10 @@ def preview(
         place = Placement.of(under, over, coding)
         shown = place.covers if region is None else _inside(region, under)
         size, scale = picture_size(shown, max_size)
-        pixels, share = mean_picture(under, shown, size)
+        pixels, share = mean_picture(under, shown, size, _colour_channels(under))
         codes = place.codes(over, shown, size)
         classes = classes_of(over, coding, codes)
-        colours = stretched(pixels[:, :, _colour_channels(under, pixels.shape[2])], share, under.dtype)
+        colours = stretched(pixels, share, under.dtype)
     finally:
         under.close()
         over.close()
@@ -189,10 +189,11 @@ def _inside(region: Window, image: Raster) -> Window:
     return shown
 
 
-def _colour_channels(image: Raster, channels: int) -> list[int]:
+def _colour_channels(image: Raster) -> list[int]:
     """Red, green and blue: the first three channels that are no opacity; one or two give grey."""
-    alpha = None if image.palette is not None else image.alpha
-    measured = [c for c in range(channels) if c != alpha]
+    if image.palette is not None:
+        return [0, 1, 2]
+    measured = [c for c in range(image.shape[2]) if c != image.alpha]
     return measured[:3] if len(measured) >= 3 else measured[:1]
 
 

@@ -6,13 +6,14 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, isqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysegment import console
 from raysegment.geometry import Size, Window
 
 if TYPE_CHECKING:
@@ -36,36 +37,45 @@ class Part:
     """The same for columns."""
 
 
-def mean_picture(raster: Raster, area: Window, size: Size) -> tuple[np.ndarray, np.ndarray]:
+def mean_picture(
+    raster: Raster, area: Window, size: Size, channels: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Area means: float32 (height, width, channels), and the share of valid pixels, float32 (height, width).
 
-    `area`: full-resolution pixels; `size`: of the picture. Where the picture is finer than the image, pixels
-    repeat. A palette image gives its colours. Nodata, NaN and inf are left out of the mean; 0 where all is.
+    `area`: full-resolution pixels; `size`: of the picture; `channels`: the stored ones that are wanted, of a
+    palette image its red, green and blue. Where the picture is finer than the image, pixels repeat. Nodata, NaN
+    and inf are left out of the mean; 0 where all is.
     """
     palette = None if raster.palette is None else np.asarray(raster.palette, np.uint8)
-    channels = raster.shape[2] if palette is None else 3
-    mean = np.zeros((*size, channels), np.float32)
+    mean = np.zeros((*size, len(channels)), np.float32)
     share = np.zeros(size, np.float32)
     level, window = level_for(raster, area, size)
-    for part in parts(window, size, raster.chunk):
+    for part in parts(window, size, raster.chunk, "image"):
         stored = raster.read(part.source, level)
-        valid = raster.valid(part.source, stored, level)
-        pixels = stored if palette is None else palette[stored[:, :, 0]]
-        has = np.ones(stored.shape[:2], bool) if valid is None else valid
-        if pixels.dtype.kind == "f":
-            finite = np.isfinite(pixels)
-            has = has & finite.all(axis=2)
+        pixels = (stored if palette is None else palette[stored[:, :, 0]])[:, :, channels]
+        has = _has_data(pixels, raster.valid(part.source, stored, level))
+        areas = _areas(part)
+        counts = areas
         if not has.all():
             pixels = np.where(has[:, :, None], pixels, 0)
-        counts = _sums(has[:, :, None].astype(np.float64), part)
-        means = _sums(pixels, part) / np.maximum(counts, 1)
-        mean[part.target.slices()] = means
-        share[part.target.slices()] = counts[:, :, 0] / _areas(part)
+            counts = _sums(has[:, :, None], part)[:, :, 0]
+        mean[part.target.slices()] = _sums(pixels, part) / np.maximum(counts, 1)[:, :, None]
+        share[part.target.slices()] = counts / areas
     return mean, share
 
 
-def parts(window: Window, size: Size, chunk: Size) -> Iterator[Part]:
-    """Cut a picture of `size` into rectangles that each stand for about PART_PIXELS pixels of `window`."""
+def parts(window: Window, size: Size, chunk: Size, label: str) -> Iterator[Part]:
+    """Cut a picture of `size` into rectangles that each stand for about PART_PIXELS pixels of `window`.
+
+    Shows progress under `label`.
+    """
+    with console.progress(label, window.area / 1e6, "MP") as progress:
+        for part in _cut(window, size, chunk):
+            yield part
+            progress.advance(part.source.area / 1e6)
+
+
+def _cut(window: Window, size: Size, chunk: Size) -> Iterator[Part]:
     y_scale, x_scale = window.height / size.height, window.width / size.width
     budget = max(1.0, PART_PIXELS / (max(1.0, y_scale) * max(1.0, x_scale)))
     # where a chunk is as wide as the image, reading half a row decodes it whole
@@ -110,12 +120,21 @@ def _starts(length: int, count: int) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * length // count
 
 
+def _has_data(pixels: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """bool (h, w): where pixels are valid and finite."""
+    has = np.ones(pixels.shape[:2], bool) if valid is None else valid
+    return has & np.isfinite(pixels).all(axis=2) if pixels.dtype.kind == "f" else has
+
+
 def _sums(pixels: np.ndarray, part: Part) -> np.ndarray:
-    """Sums over the source pixels of each picture pixel: float64 (height, width, channels).
+    """Sums over the source pixels of each picture pixel: float (height, width, channels).
 
     (`reduceat` gives the one pixel at a start that is repeated.)
     """
-    rows = np.add.reduceat(pixels, part.rows, axis=0, dtype=np.float64)
+    cell = part.source.area / part.target.area
+    exact = pixels.dtype.itemsize == 1 and cell < 1 << 14  # a sum of bytes that float32 holds exactly
+    dtype = np.float32 if exact else np.float64
+    rows = np.add.reduceat(pixels, part.rows, axis=0, dtype=dtype)
     return np.add.reduceat(rows, part.cols, axis=1)
 
 
