@@ -26,7 +26,8 @@ def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
     loopback; its other ports do not (Ray offers no way), so it answers only to the token of this user.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "ray" not in sys.modules:  # Ray settles this when it is imported; later it could only be contradicted
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
