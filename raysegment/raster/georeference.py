@@ -134,7 +134,7 @@ def _crs(keys: Mapping[int, int], path: str) -> str | None:
 
 
 def _wkt(path: str) -> str | None:
-    """A coordinate system of the user's own: rasterio can spell it out as WKT, or find its code."""
+    """A coordinate system without a code in the tags: rasterio finds its EPSG code, or spells it out as WKT 2."""
     if importlib.util.find_spec("rasterio") is None:
         console.warn(f"{path}: its coordinate system has no EPSG code; install raysegment[geo] to keep it")
         return None
@@ -143,7 +143,10 @@ def _wkt(path: str) -> str | None:
 
     try:
         with rasterio.open(path) as dataset:
-            return dataset.crs.to_string() if dataset.crs else None
+            if not dataset.crs:
+                return None
+            authority = dataset.crs.to_authority(confidence_threshold=100) or ("", "")
+            return ":".join(authority) if authority[0] == "EPSG" else dataset.crs.to_wkt(version="WKT2_2019")
     except RasterioError as e:
         console.warn(f"{path}: its coordinate system has no EPSG code and cannot be read: {e}")
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 #: What an uncompressed page is said to decode at once: any rows and columns of it can be had alone.
 _DIRECT_CHUNK = 256
 #: A compressed segment that unpacks to more than this cannot be worked with window by window.
-_MOST_SEGMENT_BYTES = 1 << 31
+_MOST_SEGMENT_BYTES = 1 << 30
+#: One that unpacks to more than this is kept until another is wanted: windows would decode it again and again.
+_KEEP_BYTES = 1 << 26
 
 
 class ByteFile:
@@ -65,7 +68,7 @@ class Page:
         if key.dtype.kind not in "buif":
             raise InputError(f"{file.path} has {key.dtype} pixels: give real numbers, such as the amplitude")
         planes, depth, height, width, samples = key.shaped
-        if not height or not width or not samples:
+        if not all(isinstance(n, int) and n > 0 for n in key.shaped):
             raise InputError(f"{file.path} says that it is {height} × {width} px: there is nothing to read")
         if depth != 1:
             raise InputError(f"{file.path} has pages of depth {depth}: give one page per plane")
@@ -81,6 +84,8 @@ class Page:
         )
         self._rows = math.ceil(height / self._segment.height)
         self._columns = math.ceil(width / self._segment.width)
+        self._lock = threading.Lock()
+        self._kept: tuple[int, np.ndarray | None] = (-1, None)
         self._offsets = page.dataoffsets if base is None else (base,)
         self._counts = page.databytecounts if base is None else (0,)
         self._stored = _plain_dtype(key) if base is None else key.dtype.newbyteorder(key.parent.byteorder)
@@ -133,15 +138,26 @@ class Page:
             return self._direct(offset, place, part, self._stored)
         if not count:
             return None
-        data = self.file.read(offset, count)
-        segment, _, _ = self._decode(data, index, **self._tables)
+        if self._segment.area * self._samples * self.dtype.itemsize > _KEEP_BYTES:
+            with self._lock:  # one at a time, or every thread would hold one
+                if self._kept[0] != index:
+                    self._kept = (-1, None)
+                    self._kept = (index, self._decoded(index, offset, count))
+                segment = self._kept[1]
+        else:
+            segment = self._decoded(index, offset, count)
         if segment is None:
             return None
         rows, columns = part.slices(place)
-        pixels: np.ndarray = segment[0, rows, columns]
+        pixels: np.ndarray = segment[rows, columns]
         if pixels.shape[:2] != part.size:
-            raise ValueError(f"it unpacks to {segment.shape[1]} × {segment.shape[2]} px")
+            raise ValueError(f"it unpacks to {segment.shape[0]} × {segment.shape[1]} px")
         return pixels
+
+    def _decoded(self, index: int, offset: int, count: int) -> np.ndarray | None:
+        """One whole segment (y, x, sample)."""
+        segment, _, _ = self._decode(self.file.read(offset, count), index, **self._tables)
+        return None if segment is None else segment[0]
 
     def _direct(self, offset: int, place: Window, part: Window, dtype: np.dtype) -> np.ndarray:
         """Uncompressed rows: read the bytes of `part` and no others."""

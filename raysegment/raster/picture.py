@@ -27,6 +27,8 @@ _MOST_PIXELS = 400_000_000
 _DTYPES = {"I;16": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 _CHANNELS = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "CMYK": 4}
 _ALPHA = {"LA": 1, "PA": 1, "RGBA": 3}
+#: What Pillow multiplies grey of 2 and 4 bits by, to fill a byte.
+_STRETCH = {2: 85, 4: 17}
 
 
 class PictureRaster:
@@ -75,18 +77,24 @@ class PictureRaster:
             raise InputError(_too_large(self.path, f"{height} × {width} px"))
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise InputError(f"{self.path} holds {image.n_frames} pictures: give one picture per file")  # type: ignore[attr-defined]
+        # Pillow halves colours of 16 bits without a word, and stretches grey of 2 and 4 bits.
+        depth = _png_depth(self.path) if image.format == "PNG" else 8
+        self._is_deep = depth == 16 and image.mode in ("RGB", "RGBA", "LA")
+        self._stretch = _STRETCH.get(depth, 1) if image.mode == "L" else 1
         if image.mode not in _CHANNELS and image.mode not in _DTYPES:
             raise InputError(
                 f"{self.path} has Pillow's mode {image.mode!r}, which cannot be read: save it as RGB"
             )
-        self._mode = image.mode
         self.format = "JPEG" if image.format == "MPO" else str(image.format)
         self.shape = (height, width, _CHANNELS.get(image.mode, 1))
-        self.dtype = np.dtype(_DTYPES.get(image.mode, np.uint8))
+        self.dtype = np.dtype(np.uint16 if self._is_deep else _DTYPES.get(image.mode, np.uint8))
         self.levels = (Size(height, width),)
         self.chunk = Size(height, width)
         self.alpha = _ALPHA.get(image.mode)
         self.palette = _palette(image)
+        transparent = image.info.get("transparency")
+        if self.shape[2] == 1 and self.palette is None and isinstance(transparent, int):
+            self.nodata = float(transparent // self._stretch)
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         """Pixels as stored (height, width, channels). Raises ReadError."""
@@ -98,17 +106,16 @@ class PictureRaster:
         return np.ascontiguousarray(self._pixels[rows, columns])
 
     def _decoded(self, window: Window) -> np.ndarray:
+        try:
+            pixels = _deep_png(self.path) if self._is_deep else self._by_pillow()
+            return (pixels // self._stretch if self._stretch > 1 else pixels).reshape(self.shape)
+        except Exception as e:  # codecs raise anything on damaged data
+            raise ReadError(f"{self.path}: cannot read {window}: {e}") from e
+
+    def _by_pillow(self) -> np.ndarray:
         with self._opened() as image:
-            try:
-                image.load()
-            except Exception as e:  # codecs raise anything on damaged data
-                raise ReadError(f"{self.path}: cannot read {window}: {e}") from e
-            if image.mode != self._mode:
-                raise ReadError(
-                    f"{self.path}: cannot read {window}: its mode turned from {self._mode} to {image.mode}"
-                )
-            pixels = np.asarray(image).astype(self.dtype, copy=False)
-        return pixels.reshape(self.shape)
+            image.load()
+            return np.asarray(image).astype(self.dtype, copy=False)
 
     def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
         """Where alpha is not 0. True = data; None = everywhere."""
@@ -124,6 +131,20 @@ class PictureRaster:
 
     def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
         return PictureRaster, (self.path, self.select)
+
+
+def _png_depth(path: str) -> int:
+    """Bits per sample, by the IHDR chunk."""
+    with open(path, "rb") as f:
+        head = f.read(25)
+    return head[24] if len(head) == 25 else 8
+
+
+def _deep_png(path: str) -> np.ndarray:
+    import imagecodecs
+
+    with open(path, "rb") as f:
+        return np.asarray(imagecodecs.png_decode(f.read()))
 
 
 def _palette(image: Image) -> tuple[tuple[int, int, int], ...] | None:

@@ -23,7 +23,9 @@ class Raster(Protocol):
     """
 
     path: str
-    """Where it was opened from: opening this again gives the same plane."""
+    """Where it was opened from: opening this again, with `select`, gives the same plane."""
+    select: dict[str, int]
+    """The index at which an axis other than y, x and channel is held: {"z": 0}. Empty where there is none."""
     format: str
     """The family, as a person would say it: "GeoTIFF", "OME-Zarr 0.4", "PNG" …"""
     shape: tuple[int, int, int]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from raysegment.raster.protocol import Raster
 
-_UNASSOCIATED = (1, 2)  # ExtraSamples: associated, unassociated alpha
+_ALPHA = (1, 2)  # ExtraSamples: associated, unassociated alpha
 _PALETTE = 3  # PhotometricInterpretation
 
 
@@ -157,7 +157,9 @@ def _nearest(start: int, count: int, length: int, other: int) -> np.ndarray:
 def _alpha(page: TiffPage) -> int | None:
     extra = page.extrasamples
     first = page.samplesperpixel - len(extra)
-    return next((first + i for i, kind in enumerate(extra) if kind in _UNASSOCIATED), None)
+    if first < 1:  # no sample would be a colour: the header lies
+        return None
+    return next((first + i for i, kind in enumerate(extra) if kind in _ALPHA), None)
 
 
 def _palette(page: TiffPage) -> tuple[tuple[int, int, int], ...] | None:

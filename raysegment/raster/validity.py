@@ -44,4 +44,7 @@ def _has_data(channel: np.ndarray, nodata: float | None) -> np.ndarray:
     has = channel == channel  # False at NaN alone
     if nodata is not None and not math.isnan(nodata):
         has &= channel != channel.dtype.type(nodata)
+        if channel.dtype == np.float64 and abs(nodata) < np.finfo(np.float32).max:
+            # Overviews of float64 images are often computed in float32, and their nodata rounded with them.
+            has &= channel != np.float64(np.float32(nodata))
     return has

@@ -225,8 +225,9 @@ def _spatial_transform(attributes: Mapping[str, Any]) -> Transform | None:
 
 def _nodata(attributes: Mapping[str, Any]) -> float | None:
     """By CF's and GDAL's attribute names; Zarr's fill value says what is not stored, not what is unknown."""
-    for name in ("_FillValue", "nodata", "missing_value"):
-        value = attributes.get(name)
+    own = attributes.get("raysegment")  # a mask of ours
+    values = [attributes.get(name) for name in ("_FillValue", "nodata", "missing_value")]
+    for value in [*values, own.get("nodata") if isinstance(own, dict) else None]:
         if isinstance(value, (int, float)):
             return float(value)
         if value in ("NaN", "nan"):

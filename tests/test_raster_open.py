@@ -1,0 +1,222 @@
+"""What open_raster makes of any path; pictures; identities; axes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+from raysegment.errors import InputError, NotBuiltError, ReadError, UsageError
+from raysegment.geometry import Window
+from raysegment.raster import Raster, identity, open_raster
+from raysegment.raster.identity import path_identity
+
+
+def whole(raster: Raster) -> Window:
+    return Window(y=0, x=0, height=raster.shape[0], width=raster.shape[1])
+
+
+def noise(*shape: int, dtype: str = "uint8") -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/a.tif", "gs://b/a.zarr", "https://example.org/a.tif", "file:///a.tif"]
+)
+def test_urls_are_not_built_yet(url: str) -> None:
+    with pytest.raises(NotBuiltError, match="not built yet"):
+        open_raster(url)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, world\n", b"II*\0", b"MM\0*\0\0\0\x08", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"]
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.tif"):
+        open_raster(tmp_path / "x.tif")
+
+
+def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        open_raster(tmp_path / "none.tif")
+    (tmp_path / "empty.tif").touch()
+    with pytest.raises(InputError, match="0 bytes"):
+        open_raster(tmp_path / "empty.tif")
+    os.mkfifo(tmp_path / "pipe.tif")
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        open_raster(tmp_path / "pipe.tif")
+
+
+def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    pixels = noise(10, 12, 3)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    (tmp_path / "x.png").rename(tmp_path / "x.tif")
+    raster = open_raster(tmp_path / "x.tif")
+    assert raster.format == "PNG"
+    np.testing.assert_array_equal(raster.read(whole(raster)), pixels)
+
+
+def test_a_raster_is_found_again_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(noise(10, 12)).save(tmp_path / "x.png")
+    monkeypatch.chdir(tmp_path)
+    raster = open_raster("x.png")
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickle.dumps(raster))
+    np.testing.assert_array_equal(again.read(whole(again)), raster.read(whole(raster)))
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
+def test_png_modes_as_stored(tmp_path: Path, mode: str) -> None:
+    image = (
+        Image.fromarray(noise(20, 30, dtype="uint16"))
+        if mode == "I;16"
+        else Image.fromarray(noise(20, 30, 4)).convert(mode)
+    )
+    image.save(tmp_path / "x.png")
+    raster = open_raster(tmp_path / "x.png")
+    expected = np.asarray(Image.open(tmp_path / "x.png"))
+    read = raster.read(whole(raster))
+    assert raster.dtype == (np.uint16 if mode == "I;16" else np.uint8)
+    np.testing.assert_array_equal(read, expected.reshape(read.shape))
+    assert set(np.unique(read)) <= {0, 1} or mode != "1"
+    assert raster.alpha == {"LA": 1, "RGBA": 3}.get(mode)
+    assert (raster.palette is not None) == (mode == "P")
+    if raster.palette is not None:
+        colours = np.array(raster.palette)[read[:, :, 0]]
+        np.testing.assert_array_equal(colours, np.asarray(image.convert("RGB")))
+    valid = raster.valid(whole(raster), read)
+    if raster.alpha is None:
+        assert valid is None
+    else:
+        np.testing.assert_array_equal(valid, read[:, :, -1] > 0)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colour_of_16_bits_keeps_them(tmp_path: Path, channels: int) -> None:
+    pixels = noise(12, 10, channels, dtype="uint16")
+    (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(pixels))
+    raster = open_raster(tmp_path / "x.png")
+    assert raster.dtype == np.uint16
+    np.testing.assert_array_equal(raster.read(whole(raster)), pixels)
+
+
+def test_grey_of_few_bits_is_not_stretched(tmp_path: Path) -> None:
+    pixels = noise(8, 8) % 16
+    (tmp_path / "x.png").write_bytes(_grey_png(pixels))
+    raster = open_raster(tmp_path / "x.png")
+    np.testing.assert_array_equal(raster.read(whole(raster))[:, :, 0], pixels)
+
+
+def _grey_png(pixels: np.ndarray) -> bytes:
+    """Four bits per pixel, which Pillow does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = pixels.shape
+    rows = [(pixels[y, 0::2] << 4 | pixels[y, 1::2]).astype(np.uint8).tobytes() for y in range(height)]
+    header = struct.pack(">IIBBBBB", width, height, 4, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_jpeg_equals_pillow(tmp_path: Path) -> None:
+    Image.fromarray(noise(20, 30, 3)).save(tmp_path / "x.jpg")
+    raster = open_raster(tmp_path / "x.jpg")
+    np.testing.assert_array_equal(raster.read(whole(raster)), np.asarray(Image.open(tmp_path / "x.jpg")))
+    with pytest.raises(UsageError, match="no axes but y and x"):
+        open_raster(tmp_path / "x.jpg", select={"z": 0})
+
+
+def test_huge_pictures_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    Image.fromarray(noise(8, 8)).save(tmp_path / "x.png")
+    raw = bytearray((tmp_path / "x.png").read_bytes())
+    for edge in (30_000, 2_000_000_000):
+        raw[16:24] = edge.to_bytes(4, "big") * 2
+        raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
+        (tmp_path / "x.png").write_bytes(raw)
+        with pytest.raises(InputError, match=r"too large.*400 megapixels"):
+            open_raster(tmp_path / "x.png")
+
+
+def test_a_truncated_picture_opens_and_fails_when_read(tmp_path: Path) -> None:
+    Image.fromarray(noise(64, 64, 3)).save(tmp_path / "x.png")
+    with (tmp_path / "x.png").open("r+b") as f:
+        f.truncate(4000)
+    raster = open_raster(tmp_path / "x.png")
+    with pytest.raises(ReadError, match=r"x\.png: cannot read y 0–64, x 0–64"):
+        raster.read(whole(raster))
+
+
+def test_animations_are_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(noise(8, 8, 3) // (k + 1)) for k in range(3)]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match="holds 3 pictures"):
+        open_raster(tmp_path / "x.gif")
+
+
+# ---- identity
+
+
+def test_a_copy_has_the_same_identity_and_one_byte_another(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(noise(1000).tobytes())
+    (tmp_path / "b").write_bytes(noise(1000).tobytes())
+    os.utime(tmp_path / "b", (1, 1))
+    assert path_identity(tmp_path / "a") == path_identity(tmp_path / "b")
+    with (tmp_path / "b").open("r+b") as f:
+        f.seek(500)
+        f.write(b"\x01\x02\x03")
+    assert path_identity(tmp_path / "a") != path_identity(tmp_path / "b")
+
+
+def test_a_folder_counts_names_and_content(tmp_path: Path) -> None:
+    pixels = noise(32, 32)
+    for name in ("a", "b"):
+        zarr.create_array(tmp_path / name, shape=pixels.shape, dtype="u1", chunks=(16, 16))[...] = pixels
+    before = open_raster(tmp_path / "a").identity()
+    assert before == open_raster(tmp_path / "b").identity()
+    (tmp_path / "b" / "c" / "1" / "1").rename(tmp_path / "b" / "c" / "1" / "2")
+    assert before != path_identity(tmp_path / "b")
+
+
+def test_large_content_is_sampled_and_dated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(identity, "SAMPLE_BYTES", 16)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(noise(10_000).tobytes())
+        os.utime(tmp_path / name, ns=(1_000, 1_000))
+    assert path_identity(tmp_path / "a") == path_identity(tmp_path / "b")
+    os.utime(tmp_path / "b", ns=(2_000, 2_000))
+    assert path_identity(tmp_path / "a") != path_identity(tmp_path / "b")
+    for place in (0, 9_999):  # the first and the last byte are always among the samples
+        content = bytearray(noise(10_000).tobytes())
+        content[place] ^= 1
+        (tmp_path / "b").write_bytes(content)
+        os.utime(tmp_path / "b", ns=(1_000, 1_000))
+        assert path_identity(tmp_path / "a") != path_identity(tmp_path / "b")
+
+
+def test_every_reader_keeps_the_protocol(tmp_path: Path) -> None:
+    import tifffile
+
+    Image.fromarray(noise(8, 8)).save(tmp_path / "x.png")
+    tifffile.imwrite(tmp_path / "x.tif", noise(8, 8))
+    zarr.create_array(tmp_path / "x.zarr", shape=(8, 8), dtype="u1")
+    for name in ("x.png", "x.tif", "x.zarr"):
+        raster = open_raster(tmp_path / name)
+        assert isinstance(raster, Raster)
+        assert raster.path == str(tmp_path / name)
+        raster.close()
+        raster.close()
