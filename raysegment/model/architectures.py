@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from raysegment.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from raysegment.model.unet import UNet
 
 
 class UNetSettings(BaseModel):
@@ -32,7 +32,7 @@ class UNetSettings(BaseModel):
     padding: Literal["same", "valid"] = "same"
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
-    def build(self) -> nn.Module:
+    def build(self) -> UNet:
         from raysegment.model.unet import UNet
 
         return UNet(**self.model_dump(exclude={"name"}))
@@ -82,7 +82,7 @@ def settings(architecture: Mapping[str, Any]) -> UNetSettings:
         raise InputError(f"architecture {name!r}: {where}: {first['msg']}{found}") from e
 
 
-def build(architecture: Mapping[str, Any]) -> nn.Module:
+def build(architecture: Mapping[str, Any]) -> UNet:
     """A fresh network, with random weights from torch's generator. Raises InputError as :func:`settings`."""
     return settings(architecture).build()
 

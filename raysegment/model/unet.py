@@ -139,14 +139,14 @@ class UNet(nn.Module):
         spent on learning how common each class is (Lin et al. 2017, section 4.1)."""
         prior = torch.tensor(frequencies, dtype=self.head.weight.dtype).clamp(_RAREST, 1 - _RAREST)
         with torch.no_grad():
-            self.head.bias.copy_(prior.log() if activation == "softmax" else prior.logit())
+            self.head.bias.copy_(prior.log() if activation == "softmax" else prior.logit())  # type: ignore[union-attr]
 
     def _initialise(self) -> None:
         """He et al. (2015) where a ReLU follows; a small head, so that it first answers the prior."""
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 # fan_out of a stride-2 transposed convolution counts what one output pixel sums
-                mode = "fan_in" if isinstance(module, nn.Conv2d) else "fan_out"
+                mode: Literal["fan_in", "fan_out"] = "fan_in" if isinstance(module, nn.Conv2d) else "fan_out"
                 nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

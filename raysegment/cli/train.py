@@ -1,0 +1,149 @@
+"""`raysegment train`: from a folder of images and masks to a model."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysegment.cli.common import Result, command
+
+
+class Schedule(StrEnum):
+    constant = "constant"
+    cosine = "cosine"
+    poly = "poly"
+
+
+class Augment(StrEnum):
+    none = "none"
+    light = "light"
+    strong = "strong"
+
+
+class Norm(StrEnum):
+    batch = "batch"
+    group = "group"
+    none = "none"
+
+
+class Padding(StrEnum):
+    same = "same"
+    valid = "valid"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Metric(StrEnum):
+    mean_iou = "mean_iou"
+    mean_dice = "mean_dice"
+    accuracy = "accuracy"
+
+
+def _workers(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as e:
+        raise typer.BadParameter(f"{text!r}: give auto or a number") from e
+
+
+@command(
+    "train",
+    epilog="""
+    Examples:
+      raysegment train DATA --out run
+      raysegment train DATA --out run --val 0.3 --epochs 20 --loss "0.5*focal(alpha=0.25,gamma=2)+dice"
+      raysegment train DATA --out run --classes classes.toml --class-weights balanced --workers 4
+      raysegment train DATA --out run2 --config run/config.toml --seed 1
+    """,
+)
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder with images/ and masks/, pairs of one stem.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model and all that the run writes.")],
+    val: Annotated[
+        str,
+        typer.Option(metavar="FRACTION|DATA", help="Share of the images, last by name, or another folder."),
+    ] = "0.2",
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="What the masks' values or colours mean.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Times to train and validate.")] = 10,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option(help="Default: two passes over the pixels, 20 to 1000 steps.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows per step, of all workers together.")] = 8,
+    tile: Annotated[int | None, typer.Option(help="Edge of a window in px. Default: 256 or less.")] = None,
+    lr: Annotated[float, typer.Option(help="Highest learning rate (AdamW).")] = 1e-3,
+    schedule: Annotated[Schedule, typer.Option(help="How the learning rate falls.")] = Schedule.cosine,
+    warmup: Annotated[
+        int | None, typer.Option(help="Steps over which the learning rate rises. Default: 5 % of all.")
+    ] = None,
+    loss: Annotated[
+        str, typer.Option(metavar="EXPR", help="Sum of ce, bce, focal(alpha=,gamma=), dice with weights.")
+    ] = "ce+dice",
+    class_weights: Annotated[
+        str, typer.Option(metavar="none|balanced|A,B,…", help="How much each class counts in the loss.")
+    ] = "none",
+    augment: Annotated[Augment, typer.Option(help="How far windows are varied.")] = Augment.strong,
+    base_width: Annotated[int, typer.Option(help="Channels of the U-Net at full resolution.")] = 16,
+    depth: Annotated[int, typer.Option(help="Levels of pooling.")] = 4,
+    norm: Annotated[Norm, typer.Option(help="Normalisation after each convolution.")] = Norm.batch,
+    padding: Annotated[Padding, typer.Option(help="valid: the 2015 paper's.")] = Padding.same,
+    dropout: Annotated[
+        float, typer.Option(help="Share of channels dropped at the two deepest levels.")
+    ] = 0.0,
+    precision: Annotated[
+        Precision, typer.Option(help="auto: bf16 where the hardware has it.")
+    ] = Precision.auto,
+    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Keep a moving average of the weights.")] = True,
+    metric: Annotated[
+        Metric, typer.Option(help="Validation score that the best model has.")
+    ] = Metric.mean_iou,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    workers: Annotated[
+        str, typer.Option(metavar="auto|N", help="Workers that share each batch; the result is the same.")
+    ] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or fail.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run with other data or options in --out.")
+    ] = False,
+) -> Result:
+    """Train a U-Net. The same command again goes on where it stopped."""
+    from raysegment.training import train as run
+
+    return run(
+        data,
+        out=out,
+        val=val,
+        classes=classes,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        tile=tile,
+        lr=lr,
+        schedule=schedule.value,
+        warmup=warmup,
+        loss=loss,
+        class_weights=class_weights,
+        augment=augment.value,
+        base_width=base_width,
+        depth=depth,
+        norm=norm.value,
+        padding=padding.value,
+        dropout=dropout,
+        precision=precision.value,
+        ema=ema,
+        metric=metric.value,
+        seed=seed,
+        workers=_workers(workers),
+        resume=resume,
+        overwrite=overwrite,
+    )

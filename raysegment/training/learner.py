@@ -1,0 +1,114 @@
+"""One step of learning: a network, its moving average and its optimiser, and nothing about data or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysegment.model.architectures import build
+from raysegment.training.losses import Loss
+from raysegment.training.parallel import Workers, key_dropout, share_batches
+from raysegment.training.settings import Resolved
+
+_WEIGHT_DECAY = 1e-2
+_CLIP = 1.0
+_EMA_DECAY = 0.999
+
+
+class Learner:
+    """Takes one step at a time on this worker's share of the batch; every worker's copy stays the same."""
+
+    def __init__(
+        self,
+        settings: Resolved,
+        architecture: dict[str, Any],
+        prior: Sequence[float],
+        weights: Sequence[float] | None,
+        workers: Workers,
+        device: torch.device,
+    ) -> None:
+        """`prior`: one class frequency per output of the network; `weights`: one per class, for the loss."""
+        self.settings, self.workers, self.device, self.weights = settings, workers, device, weights
+        self.loss = Loss.parse(settings.loss)
+        torch.manual_seed(settings.seed)
+        fresh = build(architecture)
+        fresh.set_prior(prior, self.loss.activation(max(2, len(prior))))
+        self.average = None
+        if settings.ema:
+            self.average = build(architecture).eval().requires_grad_(False)
+            self.average.load_state_dict(fresh.state_dict())
+            place(self.average, device)
+        self.module = place(share_batches(fresh, workers), device)
+        self.optimizer = torch.optim.AdamW(_groups(self.module), lr=settings.lr)
+
+    def learn(
+        self, images: torch.Tensor, targets: torch.Tensor, step: int, indices: Sequence[int]
+    ) -> torch.Tensor:
+        """One step on this worker's share; the loss of the whole batch, detached.
+
+        `images` (n, c, e, e) normalised, `targets` (n, t, t) uint8, e = t + 2·margin. `step` from 0.
+        """
+        self.module.train()
+        key_dropout(self.module, ((self.settings.seed, 2, i) for i in indices))
+        with self.autocast():
+            logits = self.module(images)
+        loss = self.loss(logits, targets, self.workers, self.weights)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.workers.sum_gradients(self.module)
+        nn.utils.clip_grad_norm_(self.module.parameters(), _CLIP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate(step)
+        self.optimizer.step()
+        self._follow(step)
+        return loss.detach()
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    @property
+    def best(self) -> nn.Module:
+        """The network to validate and to keep: the moving average, if there is one."""
+        return self.average if self.average is not None else self.module
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        average = None if self.average is None else self.average.state_dict()
+        return {"model": self.module.state_dict(), "ema": average, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["ema"])
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        """The average follows with a horizon that grows with the run, so a short run is averaged too."""
+        if self.average is None:
+            return
+        decay = min(_EMA_DECAY, (1 + step) / (10 + step))
+        for kept, new in zip(
+            self.average.state_dict().values(), self.module.state_dict().values(), strict=True
+        ):
+            if kept.is_floating_point():
+                kept.lerp_(new, 1 - decay)
+            else:
+                kept.copy_(new)
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to `device` in the layout that convolutions are fastest in."""
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Weight decay for what is multiplied with pixels, none for biases and norms."""
+    parameters = list(module.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": _WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]

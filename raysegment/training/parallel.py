@@ -1,0 +1,207 @@
+"""Many workers, one batch: what makes the loss, the statistics and the gradient those of the whole batch.
+
+Every worker holds a share of the global batch. Three sums cross the workers, and nothing is averaged:
+
+* the loss's counts and sums (:meth:`Workers.total`): each worker then knows the global loss and takes the
+  gradient of it with respect to its own share;
+* BatchNorm's statistics (:class:`SummedBatchNorm2d`), forward and backward;
+* the gradients (:meth:`Workers.sum_gradients`): the sum over shares is the gradient of the global loss.
+
+So 1, 2 and 4 workers give the same loss and the same gradient up to rounding. DistributedDataParallel
+averages per-worker means instead, which on crops with 0–100 % ignored pixels was 30 to 44 % off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+#: Gradients travel in buckets of about this many elements.
+_BUCKET = 1 << 22
+
+
+class Workers:
+    """This worker among all: `rank` of `size`. Without a process group, the only one."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank(group) if together else 0
+        self.size = dist.get_world_size(group) if together else 1
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over the workers, without gradient."""
+        if self.size == 1:
+            return values
+        values = values.detach().clone().contiguous()
+        dist.all_reduce(values, group=self.group)
+        return values
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the workers whose gradient goes to this worker's share alone.
+
+        The shares' gradients meet again in :meth:`sum_gradients`, so they must not be summed here too.
+        """
+        if self.size == 1:
+            return values
+        return values + (self.sum(values) - values.detach())
+
+    def sum_array(self, counts: np.ndarray, device: torch.device) -> np.ndarray:
+        """Sum of an int64 array over the workers."""
+        return self.sum(torch.from_numpy(counts).to(device)).cpu().numpy()
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The workers' rows (n_r, …) one after the other, in the order of their ranks."""
+        if self.size == 1:
+            return rows
+        counts = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
+        counts[self.rank] = len(rows)
+        counts = self.sum(counts)
+        padded = rows.new_zeros((int(counts.max()), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        pieces = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(pieces, padded, group=self.group)
+        return torch.cat([p[:n] for p, n in zip(pieces, counts.tolist(), strict=True)])
+
+    def sum_gradients(self, module: nn.Module) -> None:
+        """Replace every parameter's gradient by its sum over the workers."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(p.grad for p in module.parameters() if p.grad is not None):
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            dist.all_reduce(flat, group=self.group)
+            for grad, piece in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                grad.copy_(piece.view_as(grad))
+
+    def share(self, count: int) -> range:
+        """Which of `count` things are this worker's: every `size`-th, from its rank on."""
+        return range(self.rank, count, self.size)
+
+
+def _buckets(gradients: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
+    bucket: list[torch.Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(g.numel() for g in bucket) + gradient.numel() > _BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+class SummedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d over the pixels of all workers; the state dict is BatchNorm2d's.
+
+    torch's own SyncBatchNorm runs on GPUs alone. Mean and centred squares are combined as Chan, Golub and
+    LeVeque (1979) do, so nothing cancels.
+    """
+
+    def __init__(self, channels: int, *, workers: Workers, **options: Any) -> None:
+        super().__init__(channels, **options)
+        self.workers = workers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.workers.size == 1:
+            return super().forward(x)
+        y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps, self.workers)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        return y
+
+
+class _Normalise(torch.autograd.Function):
+    """y = (x − mean) / √(var + eps) · weight + bias with statistics over all workers.
+
+    The gradients of weight and bias are this worker's share; :meth:`Workers.sum_gradients` adds them up.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, workers: Workers
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        exact = x if x.dtype == torch.float64 else x.float()
+        axes, n = (0, 2, 3), x.numel() // x.shape[1]
+        if n:
+            own_var, own_mean = torch.var_mean(exact, dim=axes, correction=0)
+        else:
+            own_var = own_mean = exact.new_zeros(x.shape[1])
+        own = torch.stack([own_mean, own_var * n, torch.full_like(own_mean, n)])
+        means, squares, counts = workers.gather(own[None]).unbind(dim=1)
+        count = counts.sum(dim=0)
+        mean = (means * counts).sum(dim=0) / count
+        var = (squares + counts * (means - mean) ** 2).sum(dim=0) / count
+        invstd = torch.rsqrt(var + eps)
+        scale = weight * invstd
+        y = torch.addcmul((bias - mean * scale).view(1, -1, 1, 1), exact, scale.view(1, -1, 1, 1)).to(x.dtype)
+        ctx.save_for_backward(x, weight, mean, invstd, count)
+        ctx.workers = workers
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, invstd, count = ctx.saved_tensors
+        grad = dy if dy.dtype == torch.float64 else dy.float()
+        shape, axes = (1, -1, 1, 1), (0, 2, 3)
+        xhat = (x.to(grad.dtype) - mean.view(shape)) * invstd.view(shape)
+        d_bias = grad.sum(dim=axes)
+        d_weight = (grad * xhat).sum(dim=axes)
+        all_bias, all_weight = ctx.workers.sum(torch.stack([d_bias, d_weight])) / count
+        d_x = grad - all_bias.view(shape) - xhat * all_weight.view(shape)
+        d_x = (d_x * (weight * invstd).view(shape)).to(x.dtype)
+        return d_x, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None, None
+
+
+class SampleDropout2d(nn.Module):
+    """Drops whole channels, by a mask that is a function of the sample and not of the worker that has it."""
+
+    def __init__(self, p: float, place: int) -> None:
+        super().__init__()
+        self.p, self.place = p, place
+        self.keys: tuple[tuple[int, ...], ...] = ()
+        """One per sample of the batch, set before every forward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0:
+            return x
+        kept = [np.random.default_rng((*key, self.place)).random(x.shape[1]) >= self.p for key in self.keys]
+        mask = torch.from_numpy(np.stack(kept)).to(x.device, x.dtype) / (1 - self.p)
+        return x * mask[:, :, None, None]
+
+
+def share_batches(module: nn.Module, workers: Workers) -> nn.Module:
+    """Replace, in place, every layer that sees more than one sample or draws at random; weights are kept."""
+    place = 0
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                options = {"eps": child.eps, "momentum": child.momentum}
+                summed = SummedBatchNorm2d(child.num_features, workers=workers, **options)
+                summed.load_state_dict(child.state_dict())
+                setattr(parent, name, summed.to(child.weight))
+            elif isinstance(child, nn.Dropout2d):
+                setattr(parent, name, SampleDropout2d(child.p, place))
+                place += 1
+    return module
+
+
+def key_dropout(module: nn.Module, keys: Iterable[tuple[int, ...]]) -> None:
+    """Tell every :class:`SampleDropout2d` which samples come next."""
+    fixed = tuple(keys)
+    for child in module.modules():
+        if isinstance(child, SampleDropout2d):
+            child.keys = fixed

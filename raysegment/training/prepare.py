@@ -1,0 +1,208 @@
+"""From what the user said to what a worker is told: everything is checked and resolved here, once.
+
+The outcome is written to run.json before the first step, and a resume reads it from there: what was found
+about the data and the machine cannot change under a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysegment.classes import ClassMap
+from raysegment.errors import UsageError
+from raysegment.hardware import available_cores, has_fast_bf16, pick_device
+from raysegment.model.architectures import margin, multiple
+from raysegment.model.spec import Class, ModelSpec
+from raysegment.training.dataset import Format, Scene, common_format, find_scenes, identity, split
+from raysegment.training.loop import Job
+from raysegment.training.losses import Loss
+from raysegment.training.run import RunFolder
+from raysegment.training.settings import Resolved, Settings, check_tile, resolve
+from raysegment.training.survey import Survey, survey
+
+#: "balanced" weighs no class more than this many times the average.
+_HEAVIEST = 20.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, checked as far as the file names go."""
+
+    settings: Settings
+    train: tuple[Scene, ...]
+    val: tuple[Scene, ...]
+    classes: Path | None
+    fingerprint: str
+
+
+def request(settings: Settings, data: Path, val: str | float, classes: Path | None) -> Request:
+    """Find and fingerprint the data. Raises UsageError and InputError for what cannot be right."""
+    check_tile(settings)
+    Loss.parse(settings.loss)
+    found = find_scenes(data)
+    fraction = _fraction(val)
+    train, held = split(found, fraction) if fraction is not None else (found, find_scenes(str(val)))
+    given = None if classes is None else ClassMap.load(classes)
+    told = {
+        "settings": settings.model_dump(),
+        "classes": None if given is None else [given.names, sorted(given.codes.items())],
+        "train": identity(train),
+        "val": identity(held),
+    }
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return Request(settings, train, held, classes, digest)
+
+
+def prepare(asked: Request) -> dict[str, Any]:
+    """Look at the pixels, resolve what is open, and return the run's record: plain JSON."""
+    fmt = common_format([*asked.train, *asked.val])
+    seen = survey(asked.train, asked.val, fmt, asked.classes)
+    loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
+    settings = resolve(
+        asked.settings,
+        pixels=sum(s.size.area for s in asked.train),
+        longest_edge=max(max(s.size) for s in asked.train),
+        fast_bf16=has_fast_bf16(pick_device()),
+    )
+    architecture = {
+        "name": "unet",
+        "in_channels": len(fmt.channels),
+        "out_channels": 1 if count == 2 else count,
+        **{key: getattr(settings, key) for key in ("base_width", "depth", "norm", "padding", "dropout")},
+    }
+    spec = ModelSpec(
+        classes=seen.classes.classes,
+        channels=len(fmt.channels),
+        mean=seen.mean,
+        std=seen.std,
+        activation=loss.activation(count),
+        tile=settings.tile,
+        multiple=multiple(architecture),
+        margin=margin(architecture),
+        pixel_size=fmt.pixel_size,
+        architecture=architecture,
+        provenance={"data": asked.fingerprint, **_versions()},
+    )
+    return {
+        "fingerprint": asked.fingerprint,
+        "settings": settings.model_dump(),
+        "spec": spec.model_dump(mode="json"),
+        "codes": {str(code): index for code, index in seen.classes.codes.items()},
+        "channels": list(fmt.channels),
+        "prior": list(seen.frequencies[1:] if count == 2 else seen.frequencies),
+        "class_weights": _class_weights(settings.class_weights, seen),
+        "data": _data(asked, fmt, seen),
+        "versions": _versions(),
+        "hardware": _hardware(),
+        "git": _git(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def job_of(record: dict[str, Any], asked: Request, run: RunFolder) -> Job:
+    """What the workers are told, from a run's record."""
+    spec = ModelSpec.model_validate(record["spec"])
+    codes = {int(code): index for code, index in record["codes"].items()}
+    weights = record["class_weights"]
+    return Job(
+        settings=Resolved.model_validate(record["settings"]),
+        spec=spec,
+        classes=ClassMap(tuple(spec.classes), codes, source="the training masks"),
+        channels=tuple(record["channels"]),
+        train=asked.train,
+        val=asked.val,
+        prior=tuple(record["prior"]),
+        weights=None if weights is None else tuple(weights),
+        run=run,
+    )
+
+
+def coding_text(record: dict[str, Any]) -> str:
+    """What the masks were understood to mean, for people: "0 → class 0 (22 %), …"."""
+    classes = [Class.model_validate(c) for c in record["spec"]["classes"]]
+    shares = record["data"]["class_shares"].values()
+    parts = []
+    for c, share in zip(classes, shares, strict=True):
+        value = c.value if isinstance(c.value, int) else "#" + "".join(f"{v:02x}" for v in c.value or ())
+        parts.append(f"{value} → {c.name} ({share:.1%})")
+    return ", ".join(parts)
+
+
+def _fraction(val: str | float) -> float | None:
+    """A share of the images, or None when `val` is a path. Raises UsageError for a number that is no share."""
+    try:
+        number = float(val)
+    except ValueError:
+        return None
+    if not 0 < number < 1:
+        raise UsageError(f"--val {val}: give a share between 0 and 1, or a folder with images/ and masks/")
+    return number
+
+
+def _class_weights(text: str, seen: Survey) -> list[float] | None:
+    names = seen.classes.names
+    if text == "none":
+        return None
+    if text == "balanced":
+        return [min(1 / (len(names) * f), _HEAVIEST) for f in seen.frequencies]
+    weights = [float(part) for part in text.split(",")]
+    if len(weights) != len(names):
+        raise UsageError(
+            f"--class-weights {text} has {len(weights)} numbers, the data {len(names)} classes ({', '.join(names)})"
+        )
+    return weights
+
+
+def _data(asked: Request, fmt: Format, seen: Survey) -> dict[str, Any]:
+    return {
+        "train": [s.name for s in asked.train],
+        "val": [s.name for s in asked.val],
+        "pixels": sum(s.size.area for s in asked.train),
+        "dtype": fmt.dtype,
+        "mean": list(seen.mean),
+        "std": list(seen.std),
+        "class_shares": dict(zip(seen.classes.names, seen.frequencies, strict=True)),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    from raysegment import __version__
+
+    found = {name: version(name) for name in ("torch", "ray", "numpy")}
+    return {"raysegment": __version__, "python": platform.python_version(), **found}
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cores": available_cores(),
+        "gpus": gpus,
+    }
+
+
+def _git() -> str | None:
+    """The commit of the code that runs, if it runs from a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,40 @@
+"""Shows in the driver how far the workers are: what the first of them writes to RUN/last/progress.json."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from raysegment import console
+from raysegment.training.loop import Job
+
+_POLL_S = 0.5
+
+
+def follow(training: threading.Thread, job: Job) -> None:
+    """Show progress until `training` ends."""
+    s, path = job.settings, job.run.progress
+    path.unlink(missing_ok=True)
+    said: dict[str, Any] | None = None
+    while training.is_alive() and said is None:
+        training.join(_POLL_S)
+        said = _read(path)
+    if said is None:
+        return
+    start = shown = said["step"]
+    with console.progress("train", (s.total_steps - start) * s.batch_size, "images") as bar:
+        while training.is_alive():
+            training.join(_POLL_S)
+            said = _read(path) or said
+            best = f"  best {s.metric} {said['best']:.4f}" if said["best"] is not None else ""
+            note = f"epoch {said['epoch']}/{s.epochs}  loss {said['loss']:.4f}{best}"
+            if said["step"] > shown:  # after a worker's death it falls back to the last checkpoint
+                bar.advance((said["step"] - shown) * s.batch_size, note)
+                shown = said["step"]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The last that was said, or None before anything was."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

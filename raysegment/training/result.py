@@ -1,0 +1,84 @@
+"""What a finished training answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysegment.metrics import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """The model of a run and how good it is on the validation images."""
+
+    model: Path
+    epochs: int
+    steps: int
+    best: dict[str, Any]
+    """Epoch of the best model and its score then, by the run's metric."""
+    metrics: Scores
+    """Of the model that was kept, on all validation pixels."""
+    thresholds: tuple[float, ...] | None
+    """Operating thresholds that the model carries; None = all equal."""
+    images_per_s: float
+    workers: int
+    wall_s: float
+    already_done: bool = False
+
+    @classmethod
+    def of_record(cls, model: Path, record: dict[str, Any], *, already_done: bool) -> TrainResult:
+        """From a finished run's run.json."""
+        result = record["result"]
+        scores = result["metrics"]
+        thresholds = result["thresholds"]
+        return cls(
+            model=model,
+            epochs=record["settings"]["epochs"],
+            steps=result["steps"],
+            best=result["best"],
+            metrics=Scores.of(np.array(scores["confusion"]), list(scores["classes"])),
+            thresholds=None if thresholds is None else tuple(thresholds),
+            images_per_s=result["images_per_s"],
+            workers=record["workers"],
+            wall_s=result["wall_s"],
+            already_done=already_done,
+        )
+
+    @property
+    def exit_code(self) -> int:
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": str(self.model),
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "best": self.best,
+            "metrics": self.metrics.to_json(),
+            "images_per_s": self.images_per_s,
+            "workers": self.workers,
+            "wall_s": self.wall_s,
+        }
+
+    def summary(self) -> str:
+        scores = self.metrics
+        width = max(len(name) for name in (*scores.classes, "class"))
+        lines = [
+            f"{'class':<{width}}    IoU   Dice  precision  recall  pixels",
+            *(
+                f"{name:<{width}}  {c.iou:.3f}  {c.dice:.3f}      {c.precision:.3f}   {c.recall:.3f}  {c.support}"
+                for name, c in scores.classes.items()
+            ),
+            f"mean IoU {scores.mean_iou:.4f}   mean Dice {scores.mean_dice:.4f}   accuracy {scores.accuracy:.4f} "
+            f"(the best constant answer: {scores.constant_accuracy:.4f})",
+        ]
+        if self.thresholds is not None:
+            named = zip(scores.classes, self.thresholds, strict=True)
+            lines.append("thresholds " + ", ".join(f"{name} {t:.3f}" for name, t in named))
+        done = f"best of epoch {self.best['epoch']} of {self.epochs}, {self.images_per_s:.1f} images/s"
+        took = "already done" if self.already_done else f"{self.wall_s:.0f} s"
+        return "\n".join([*lines, f"{self.model}  ({done}, {took})"])

@@ -1,0 +1,153 @@
+"""The folder of a run: what is in it, who may write it, and how far the run is.
+
+RUN/model.safetensors   the best model so far
+RUN/metrics.jsonl       one line per epoch
+RUN/events/             the same for TensorBoard
+RUN/config.toml         the resolved options; `raysegment train --config` takes it
+RUN/run.json            fingerprint, data, versions, hardware and, once finished, the result
+RUN/last/state.pt       all that an exact resume needs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysegment.errors import InputError, LockedError, OutputExistsError, WorkError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def record(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "last" / "state.pt"
+
+    @property
+    def progress(self) -> Path:
+        """Where the first worker says how far it is."""
+        return self.root / "last" / "progress.json"
+
+    @property
+    def failure(self) -> Path:
+        """Where a worker says why it cannot go on, so that it is not tried again."""
+        return self.root / "last" / "failure.json"
+
+    @property
+    def ray(self) -> Path:
+        """Ray Train's own files; gone when the run ends."""
+        return self.root / "last" / "ray"
+
+    def read_record(self) -> dict[str, Any] | None:
+        """run.json, or None when no run was started here. Raises InputError when it cannot be read."""
+        if not self.record.is_file():
+            return None
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise InputError(f"cannot read {self.record}: {e}") from e
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise InputError(f"{self.record} was not written by this version: name another --out")
+        return record
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        write_json(self.record, {"format": _FORMAT, **record})
+
+    def clear(self) -> None:
+        """Remove what a run writes, and nothing else."""
+        for path in (self.model, self.metrics, self.config, self.record):
+            path.unlink(missing_ok=True)
+        for path in (self.state, self.progress, self.failure):
+            path.unlink(missing_ok=True)
+        for folder in (self.events, self.ray):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out while this one is alive. Raises LockedError, and InputError when RUN cannot be made."""
+        try:
+            (self.root / "last").mkdir(parents=True, exist_ok=True)
+            handle = (self.root / "last" / "lock").open("w")
+        except OSError as e:
+            raise InputError(f"cannot write to --out {self.root}: {e.strerror}") from e
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise LockedError(
+                    f"another training is writing to {self.root}: wait for it or name another --out"
+                ) from e
+            yield
+
+
+def earlier_run(run: RunFolder, fingerprint: str, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """The record of the run to go on with, or None where a new one may start. Touches nothing.
+
+    Raises OutputExistsError when something else is there, and InputError when --resume finds nothing.
+    """
+    if run.root.exists() and not run.root.is_dir():
+        raise OutputExistsError(f"--out {run.root} is a file: name a folder")
+    record = run.read_record()
+    if record is not None and record["fingerprint"] == fingerprint:
+        return record
+    held = "a run with other data or options" if record is not None else "no run"
+    if resume:
+        raise InputError(
+            f"--resume: {run.root} holds {held}: give the folder, data and options of the run to go on with"
+        )
+    if not overwrite and run.root.exists() and any(p.name != "last" for p in run.root.iterdir()):
+        held = held if record is not None else "other files"
+        raise OutputExistsError(f"{run.root} exists and holds {held}: pass --overwrite or name another --out")
+    return None
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """By temp file and rename, so that a reader never sees half of it. Raises WorkError."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temp.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
+        os.replace(temp, path)
+    except OSError as e:
+        raise WorkError(f"cannot write {path}: {e.strerror}") from e
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """Options as a file for --config; options that are None are left out."""
+    lines = [
+        f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in values.items() if value is not None
+    ]
+    return "\n".join([f"# {time.strftime('%Y-%m-%d')}: what `raysegment train` used", *lines, ""])

@@ -1,0 +1,157 @@
+"""What the training pixels are like, found in one pass: the mask coding, class balance, mean and spread.
+
+The pass streams block by block. Of a set beyond `AFFORDABLE_PX` pixels, some blocks stand for the rest;
+a mask value that was not seen here and turns up later is an error that names it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raysegment import console
+from raysegment.classes import IGNORE as NO_CLASS
+from raysegment.classes import ClassMap, class_code
+from raysegment.errors import InputError
+from raysegment.geometry import Window
+from raysegment.raster import Raster, open_raster
+from raysegment.training.coding import Code, FileCodes, count_codes, infer, kind_of
+from raysegment.training.dataset import Format, Scene, blocks
+
+#: About a minute of decoding.
+AFFORDABLE_PX = 1 << 30
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the network is told about its data before it sees any."""
+
+    classes: ClassMap
+    frequencies: tuple[float, ...]
+    """Share of each class among the pixels of the training masks that count."""
+    mean: tuple[float, ...]
+    """Per channel, over the valid training pixels, in stored units."""
+    std: tuple[float, ...]
+
+
+def survey(
+    train: Sequence[Scene], val: Sequence[Scene], fmt: Format, classes_file: str | Path | None = None
+) -> Survey:
+    """Read training images once and all masks once. Raises InputError when the coding is in doubt, a mask
+    holds what the classes file does not name, a class never occurs, or an image holds inf."""
+    given = None if classes_file is None else ClassMap.load(classes_file)
+    moments = [_Moments() for _ in fmt.channels]
+    found: list[FileCodes] = []
+    every = math.ceil(sum(s.size.area for s in (*train, *val)) / AFFORDABLE_PX)
+    with console.progress("check", len(train) + len(val), "images") as bar:
+        for i, scene in enumerate((*train, *val)):
+            found.append(_count(scene, given, every))
+            if i < len(train):
+                _measure(scene, fmt, moments, every)
+            bar.advance()
+    classes = given or infer(found)
+    mean, std = zip(*(m.summary() for m in moments), strict=True)
+    return Survey(classes, _frequencies(classes, found[: len(train)], found[len(train) :]), mean, std)
+
+
+def mask_valid(
+    mask: Raster, window: Window, pixels: np.ndarray, classes: ClassMap | None
+) -> np.ndarray | None:
+    """Where a mask's pixels count, by the file: its nodata value and alpha. A nodata value that the classes
+    file names is a class (0 is often tagged as nodata and meant as background)."""
+    valid = mask.valid(window, pixels)
+    if valid is None or classes is None or mask.nodata is None or not math.isfinite(mask.nodata):
+        return valid
+    named = classes.codes.get(int(mask.nodata), NO_CLASS) != NO_CLASS
+    return valid | (pixels == mask.nodata).all(axis=2) if named else valid
+
+
+def _count(scene: Scene, given: ClassMap | None, every: int) -> FileCodes:
+    mask = open_raster(scene.mask)
+    kind = kind_of(mask)
+    counts: Counter[Code] = Counter()
+    for window in _some(mask, every):
+        pixels = mask.read(window)
+        valid = mask_valid(mask, window, pixels, given)
+        if given is not None:
+            _refuse_unknown(scene, given, mask, pixels, valid)
+        counts += count_codes(kind, pixels, valid)
+    mask.close()
+    return FileCodes(scene.mask, kind, counts, mask.palette)
+
+
+def _refuse_unknown(
+    scene: Scene, classes: ClassMap, mask: Raster, pixels: np.ndarray, valid: np.ndarray | None
+) -> None:
+    try:
+        classes.map(pixels, valid, mask.palette)
+    except InputError as e:
+        raise InputError(f"{scene.mask}: {e}") from e
+
+
+def _measure(scene: Scene, fmt: Format, moments: Sequence[_Moments], every: int) -> None:
+    image = open_raster(scene.image)
+    for window in _some(image, every):
+        pixels = image.read(window)
+        valid = image.valid(window, pixels)
+        for channel, moment in zip(fmt.channels, moments, strict=True):
+            values = pixels[:, :, channel] if valid is None else pixels[:, :, channel][valid]
+            moment.add(values.astype(np.float64).ravel())
+            if not math.isfinite(moment.mean):
+                raise InputError(
+                    f"{scene.image} holds inf ({window}): mend those pixels, or make them nodata"
+                )
+    image.close()
+
+
+def _frequencies(
+    classes: ClassMap, train: Sequence[FileCodes], val: Sequence[FileCodes]
+) -> tuple[float, ...]:
+    counts = np.zeros(len(classes.classes))
+    for file in train:
+        table = classes.table(file.palette)
+        for code, pixels in file.counts.items():
+            index = table.get(class_code(code), NO_CLASS)
+            if index != NO_CLASS:
+                counts[index] += pixels
+    if (empty := [n for n, c in zip(classes.names, counts, strict=True) if c == 0]) or not counts.any():
+        where = "; it may occur in the validation masks alone" if val else ""
+        raise InputError(f"class {empty[0]!r} does not occur in the training masks{where}: remove or mend it")
+    return tuple(float(c) for c in counts / counts.sum())
+
+
+def _some(raster: Raster, every: int) -> Iterator[Window]:
+    """One block in `every`, the first among them, by a sequence that no row of blocks is in step with."""
+    for i, window in enumerate(blocks(raster)):
+        if i * _GOLDEN % 1 < 1 / every:
+            yield window
+
+
+class _Moments:
+    """Mean and variance of values that come in parts (Chan, Golub and LeVeque 1979)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        values = values[~np.isnan(values)]
+        if not values.size:
+            return
+        with np.errstate(invalid="ignore"):  # inf - inf: the caller sees it in the mean
+            mean = float(values.mean())
+            squares = float(np.square(values - mean).sum())
+            shift, total = mean - self.mean, self.count + values.size
+            self.squares += squares + shift * shift * self.count * values.size / total
+            self.mean += shift * values.size / total
+        self.count = total
+
+    def summary(self) -> tuple[float, float]:
+        """(mean, standard deviation); a channel without spread or data is left as it is."""
+        std = math.sqrt(self.squares / self.count) if self.count else 0.0
+        return self.mean, std if std > 0 else 1.0

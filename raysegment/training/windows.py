@@ -1,0 +1,144 @@
+"""Windows of scenes, drawn by index and read lazily.
+
+Sample i of a run is a function of (seed, i) alone. So the samples come in one global order however many
+workers share them, and where a run stands is one integer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysegment.classes import ClassMap
+from raysegment.errors import InputError
+from raysegment.geometry import Size, Window, reflect
+from raysegment.raster import Raster, open_raster
+from raysegment.training.dataset import Scene, usable
+from raysegment.training.survey import mask_valid
+
+#: Target of a pixel that is neither learned nor scored.
+IGNORE = 255
+
+#: Decoded scenes that one worker keeps, and the largest scene that is decoded whole.
+_CACHE_BYTES = 512 << 20
+_WHOLE_PX = 16 << 20
+_OPEN_FILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sample: its place in the run and what it shows."""
+
+    index: int
+    scene: int
+    window: Window
+    """The pixels that are learned; it may stick out of the scene."""
+
+
+class WindowSampler:
+    """Draws tiles uniformly over the pixels of all scenes.
+
+    A tile may stick out of its scene by an eighth: the mirrored rim that inference shows the network is
+    then part of what it learned, and pixels at the edge are seen more often than never.
+    """
+
+    def __init__(self, sizes: Sequence[Size], tile: int, seed: int) -> None:
+        self.sizes, self.tile, self.seed = tuple(sizes), tile, seed
+        areas = np.array([s.area for s in sizes], dtype=np.float64)
+        self._cumulative = np.cumsum(areas / areas.sum())
+
+    def draw(self, index: int) -> Draw:
+        """Sample `index` of the run."""
+        rng = np.random.default_rng((self.seed, 0, index))
+        scene = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
+        scene = min(scene, len(self.sizes) - 1)  # the last sum may fall short of 1 by rounding
+        y, x = (self._place(rng, length) for length in self.sizes[scene])
+        return Draw(index, scene, Window(y=y, x=x, height=self.tile, width=self.tile))
+
+    def _place(self, rng: np.random.Generator, length: int) -> int:
+        low, high = sorted((-(self.tile // 8), length - self.tile + self.tile // 8))
+        return int(rng.integers(low, high, endpoint=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Pixels and targets of one window."""
+
+    pixels: np.ndarray
+    """(h, w, channels), the network's channels, as stored or in the nearest dtype that torch takes."""
+    target: np.ndarray
+    """(h, w) uint8 class indices, IGNORE where nothing is learned."""
+    valid: np.ndarray
+    """(h, w) bool, False = the image has no data."""
+
+
+class WindowReader:
+    """Reads windows of scenes; small scenes are decoded once and kept, within a bound. For one thread."""
+
+    def __init__(self, scenes: Sequence[Scene], channels: Sequence[int], classes: ClassMap) -> None:
+        self.scenes, self.channels, self.classes = tuple(scenes), tuple(channels), classes
+        self._cache: OrderedDict[int, Sample] = OrderedDict()
+        self._cached_bytes = 0
+        self._open: OrderedDict[str, Raster] = OrderedDict()
+
+    def read(self, scene: int, window: Window) -> Sample:
+        """A window, mirrored where it sticks out of the scene. Raises ReadError, and InputError for a mask
+        value that belongs to no class."""
+        size = self.scenes[scene].size
+        ys = reflect(np.arange(window.y, window.bottom), size.height)
+        xs = reflect(np.arange(window.x, window.right), size.width)
+        hull = Window.between(int(ys.min()), int(xs.min()), int(ys.max()) + 1, int(xs.max()) + 1)
+        whole = self._whole(scene) if size.area <= _WHOLE_PX else None
+        found = self._decode(scene, hull) if whole is None else _cut(whole, hull.slices())
+        if hull != window:
+            found = _cut(found, np.ix_(ys - hull.y, xs - hull.x))
+        return found
+
+    def _whole(self, scene: int) -> Sample:
+        if scene in self._cache:
+            self._cache.move_to_end(scene)
+            return self._cache[scene]
+        size = self.scenes[scene].size
+        sample = self._decode(scene, Window(y=0, x=0, height=size.height, width=size.width))
+        for path in (self.scenes[scene].image, self.scenes[scene].mask):
+            self._open.pop(path).close()
+        self._cache[scene] = sample
+        self._cached_bytes += _bytes(sample)
+        while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
+            self._cached_bytes -= _bytes(self._cache.popitem(last=False)[1])
+        return sample
+
+    def _decode(self, scene: int, window: Window) -> Sample:
+        paths = self.scenes[scene]
+        image, mask = self._opened(paths.image), self._opened(paths.mask)
+        stored = image.read(window)
+        valid = image.valid(window, stored)
+        if valid is None:
+            valid = np.ones(stored.shape[:2], bool)
+        codes = mask.read(window)
+        try:
+            target = self.classes.map(codes, mask_valid(mask, window, codes, self.classes), mask.palette)
+        except InputError as e:
+            raise InputError(f"{paths.mask}, {window}: {e}") from e
+        target = np.where(valid, target, np.uint8(IGNORE)).astype(np.uint8)
+        pixels = stored if self.channels == tuple(range(stored.shape[2])) else stored[:, :, self.channels]
+        return Sample(usable(pixels, paths.image), target, valid)
+
+    def _opened(self, path: str) -> Raster:
+        if path not in self._open:
+            while len(self._open) >= _OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            self._open[path] = open_raster(path)
+        self._open.move_to_end(path)
+        return self._open[path]
+
+
+def _cut(sample: Sample, where: tuple[object, ...]) -> Sample:
+    return Sample(sample.pixels[where], sample.target[where], sample.valid[where])  # type: ignore[index]
+
+
+def _bytes(sample: Sample) -> int:
+    return sample.pixels.nbytes + sample.target.nbytes + sample.valid.nbytes

@@ -1,0 +1,141 @@
+"""1, 2 and 4 workers, one batch: the same loss, the same weights, in float64 over gloo."""
+
+from __future__ import annotations
+
+import copy
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from raysegment.training.learner import Learner
+from raysegment.training.parallel import (
+    SampleDropout2d,
+    SummedBatchNorm2d,
+    Workers,
+    key_dropout,
+    share_batches,
+)
+from raysegment.training.settings import Resolved
+from raysegment.training.windows import IGNORE
+
+_BATCH, _STEPS, _EDGE = 5, 3, 16
+
+
+def _settings(loss: str) -> Resolved:
+    return Resolved(
+        steps_per_epoch=_STEPS, tile=_EDGE, warmup=0, precision="fp32", loss=loss, depth=2, base_width=4,
+        batch_size=_BATCH, dropout=0.4, epochs=1,
+    )  # fmt: skip
+
+
+def _train(workers: Workers, loss: str, outputs: int) -> dict[str, object]:
+    """A few steps on this worker's share of fixed batches, from 0 % to 100 % ignored."""
+    settings = _settings(loss)
+    arch = {
+        "name": "unet",
+        "in_channels": 2,
+        "out_channels": outputs,
+        "base_width": 4,
+        "depth": 2,
+        "dropout": 0.4,
+    }
+    prior = [0.3] if outputs == 1 else [1 / outputs] * outputs
+    learner = Learner(settings, arch, prior, [1.0, 2.0, 0.5][: max(2, outputs)], workers, torch.device("cpu"))
+    learner.module.double()
+    assert learner.average is not None
+    learner.average.double()
+    rng = np.random.default_rng(7)
+    losses = []
+    for step in range(_STEPS):
+        images = torch.from_numpy(rng.normal(size=(_BATCH, 2, _EDGE, _EDGE)))
+        targets = torch.from_numpy(rng.integers(0, max(2, outputs), (_BATCH, _EDGE, _EDGE)).astype(np.uint8))
+        share_ignored = np.linspace(0, 1, _BATCH)[:, None, None]
+        targets[torch.from_numpy(rng.random((_BATCH, _EDGE, _EDGE)) < share_ignored)] = IGNORE
+        mine = list(workers.share(_BATCH))
+        indices = [step * _BATCH + i for i in mine]
+        losses.append(float(learner.learn(images[mine], targets[mine], step, indices)))
+    return {"losses": losses, "model": learner.module.state_dict(), "ema": learner.average.state_dict()}
+
+
+_CASES = [("ce+0.5*dice", 3), ("focal+dice", 1), ("bce", 1)]
+
+
+def _rank(rank: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=4)
+    pair = dist.new_group([0, 1])
+    results = {4: [_train(Workers(), *case) for case in _CASES]}
+    if rank < 2:
+        results[2] = [_train(Workers(pair), *case) for case in _CASES]
+    rows = torch.full((rank, 2), float(rank))
+    gathered = Workers().gather(rows)
+    assert gathered[:, 0].tolist() == [1, 2, 2, 3, 3, 3]
+    if rank == 0:
+        torch.save(results, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_loss_and_weights_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(_rank, (port, str(tmp_path / "results.pt")), nprocs=4)
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
+    for k, case in enumerate(_CASES):
+        alone = _train(Workers(), *case)
+        assert len(set(alone["losses"])) == _STEPS
+        for size in (2, 4):
+            shared = results[size][k]
+            assert shared["losses"] == pytest.approx(alone["losses"], abs=1e-10)
+            for part in ("model", "ema"):
+                for name, value in alone[part].items():
+                    torch.testing.assert_close(
+                        shared[part][name], value, rtol=0, atol=1e-10, msg=f"{case} {name}"
+                    )
+
+
+def test_the_shared_layers_keep_names_and_answers() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, eps=1e-3, momentum=0.3), nn.Dropout2d(0.5))
+    shared = share_batches(copy.deepcopy(plain), Workers())
+    assert isinstance(shared[1], SummedBatchNorm2d)
+    assert shared[1].eps == 1e-3
+    assert shared[1].momentum == 0.3
+    assert list(shared.state_dict()) == list(plain.state_dict())
+    x = torch.randn(3, 1, 8, 8)
+    key_dropout(shared, [(0, i) for i in range(3)])
+    plain[:2](x), shared[:2](x)
+    for (name, a), b in zip(plain.state_dict().items(), shared.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert torch.equal(plain.eval()(x), shared.eval()(x))
+
+
+def test_dropout_belongs_to_the_sample() -> None:
+    layer = SampleDropout2d(0.5, place=0).train()
+    layer.keys = tuple((1, i) for i in range(4))
+    x = torch.ones(4, 64, 2, 2)
+    whole = layer(x)
+    layer.keys = ((1, 2), (1, 0))
+    assert torch.equal(layer(x[:2]), whole[[2, 0]])
+    assert set(whole.unique().tolist()) == {0.0, 2.0}
+    assert 0.3 < float((whole == 0).float().mean()) < 0.7
+    assert torch.equal(whole[:, :, 0, 0], whole[:, :, 1, 1])
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_shares_hold_every_sample_once() -> None:
+    for size in (1, 2, 3, 4):
+        found = []
+        for rank in range(size):
+            worker = Workers()
+            worker.rank, worker.size = rank, size
+            found += worker.share(10)
+        assert sorted(found) == list(range(10))

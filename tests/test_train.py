@@ -1,0 +1,338 @@
+"""A run from data to model: exact resume, what is refused, what a run folder tells; and the same through Ray Train."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from raysegment.errors import InputError, LockedError, OutputExistsError, UsageError, WorkError
+from raysegment.model.file import load_model, load_spec
+from raysegment.training import loop
+from raysegment.training.fit import train
+from raysegment.training.loop import work
+from raysegment.training.parallel import Workers
+from raysegment.training.prepare import job_of, prepare, request
+from raysegment.training.result import TrainResult
+from raysegment.training.run import RunFolder, earlier_run
+from raysegment.training.settings import Settings
+
+_SMALL: dict[str, Any] = {
+    "epochs": 3, "steps_per_epoch": 4, "base_width": 4, "depth": 2, "tile": 32, "batch_size": 4, "lr": 1e-2,
+    "dropout": 0.2,
+}  # fmt: skip
+
+
+def _make(root: Path, count: int = 5, edge: int = 64, *, learnable: bool = True) -> Path:
+    """Noisy discs, and where they are."""
+    rng = np.random.default_rng(0)
+    yy, xx = np.mgrid[:edge, :edge]
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for i in range(count):
+        mask = np.zeros((edge, edge), bool)
+        for _ in range(5):
+            y, x, r = rng.integers(0, edge), rng.integers(0, edge), rng.integers(6, 14)
+            mask |= (yy - y) ** 2 + (xx - x) ** 2 < r * r
+        image = np.clip(80 + 100 * mask * learnable + rng.normal(0, 15, mask.shape), 0, 255)
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{i}.png")
+        Image.fromarray((mask * 255).astype(np.uint8)).save(root / "masks" / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _make(tmp_path_factory.mktemp("data") / "discs")
+
+
+def _run(data: Path, out: Path, **options: Any) -> RunFolder:
+    """All of train() but Ray: one worker, in this process."""
+    run = RunFolder(out)
+    asked = request(Settings.of({**_SMALL, **options}), data, 0.2, None)
+    with run.locked():
+        record = earlier_run(run, asked.fingerprint, resume=False, overwrite=False) or prepare(asked)
+        record["workers"] = 1
+        run.write_record(record)
+        work(job_of(record, asked, run), Workers(), torch.device("cpu"), threads=1)
+    return run
+
+
+def _weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_model(run.model).module.state_dict()
+
+
+class _Killed(BaseException):
+    """Stands for whatever ends a process in the middle of a step."""
+
+
+def _kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Checkpoints at every step; the process dies in step `steps` + 1."""
+    taken, step = [0], loop._Worker._step
+
+    def mortal(self: Any, batch: Any) -> torch.Tensor:
+        if taken[0] == steps:
+            raise _Killed
+        taken[0] += 1
+        return step(self, batch)
+
+    monkeypatch.setattr(loop._Worker, "_step", mortal)
+    monkeypatch.setattr(loop, "_CHECKPOINT_EVERY_S", 0.0)
+
+
+@pytest.mark.parametrize("killed_at", [3, 4, 9])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    whole = _run(data, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        _kill_after(patched, killed_at)
+        with pytest.raises(_Killed):
+            _run(data, tmp_path / "broken")
+    torch.rand(7)  # the generator stands elsewhere in another process
+    resumed = _run(data, tmp_path / "broken")
+    first, second = (torch.load(r.state, weights_only=True)["learner"] for r in (whole, resumed))
+    for part in ("model", "ema"):
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), f"{part} {name}"
+    for name, value in _weights(whole).items():
+        assert torch.equal(value, _weights(resumed)[name])
+    timeless = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "images_per_s"}
+            for line in r.metrics.read_text().splitlines()
+        ]
+        for r in (whole, resumed)
+    ]
+    assert timeless[0] == timeless[1]
+    assert [line["step"] for line in timeless[0]] == [4, 8, 12]
+
+
+def test_a_run_learns_and_its_folder_tells_how(data: Path, tmp_path: Path) -> None:
+    run = _run(data, tmp_path / "run", epochs=4, steps_per_epoch=15)
+    record = run.read_record()
+    assert record is not None
+    result = TrainResult.of_record(run.model, record, already_done=False)
+    assert result.metrics.accuracy > result.metrics.constant_accuracy + 0.05
+    assert result.metrics.mean_dice > 0.85
+    assert list(result.to_json()) == [
+        "model", "epochs", "steps", "best", "metrics", "images_per_s", "workers", "wall_s"
+    ]  # fmt: skip
+    assert re.search(r"accuracy 0\.\d+ \(the best constant answer: 0\.\d+\)", result.summary())
+    json.dumps(result.to_json())
+    assert record["data"]["val"] == ["4.png"]
+    assert record["data"]["train"] == ["0.png", "1.png", "2.png", "3.png"]
+    assert any(run.events.iterdir())
+    assert not run.failure.exists()
+    spec = load_spec(run.model)
+    assert (spec.tile, spec.multiple, spec.margin, spec.activation) == (32, 4, 0, "sigmoid")
+    assert [c.value for c in spec.classes] == [0, 255]
+    assert spec.provenance["data"] == record["fingerprint"]
+    image = np.asarray(Image.open(data / "images" / "4.png"))
+    mask = np.asarray(Image.open(data / "masks" / "4.png")) == 255
+    answer = load_model(run.model).predict(image[None, :, :, None])[0, 1]
+    theta = spec.thresholds or (0.5, 0.5)
+    assert ((answer / theta[1] > (1 - answer) / theta[0]) == mask).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "valid", "tile": 36, "depth": 2},
+        {"norm": "group", "augment": "light", "schedule": "poly", "ema": False},
+        {"loss": "0.5*focal+dice", "class_weights": "balanced", "norm": "none", "augment": "none"},
+        {"precision": "bf16"},
+    ],
+)
+def test_every_kind_of_run_comes_to_its_end(data: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    quick = {"epochs": 1, "steps_per_epoch": 12, "dropout": 0.0, **options}
+    run = _run(data, tmp_path / "run", **quick)
+    record = run.read_record()
+    assert record is not None
+    assert 0 < record["result"]["metrics"]["accuracy"] <= 1
+    margin = load_spec(run.model).margin
+    assert margin == (20 if options.get("padding") == "valid" else 0)
+
+
+def test_a_constant_answer_is_a_failure_with_its_cause(tmp_path: Path) -> None:
+    data = _make(tmp_path / "noise", learnable=False)
+    with pytest.raises(
+        WorkError, match=r"answers 'class 0' everywhere \(accuracy 0\.\d+.*12 steps only: raise --epochs"
+    ):
+        _run(data, tmp_path / "run", lr=1e-6)
+    record = RunFolder(tmp_path / "run").read_record()
+    assert record is not None
+    assert "result" not in record
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match=r"the loss is (nan|inf) at step \d+: lower --lr \(now 1e\+30\)"):
+        _run(data, tmp_path / "run", lr=1e30, norm="none", warmup=0)
+
+
+def test_a_mask_value_that_the_survey_missed_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raysegment.training.survey._some", lambda raster, every: iter(()))
+    with pytest.raises(InputError, match="single class"):
+        _run(data, tmp_path / "run")
+
+
+def test_out_is_protected(data: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert earlier_run(run, "a", resume=False, overwrite=False) is None
+    with pytest.raises(InputError, match=r"--resume: .*run holds no run"):
+        earlier_run(run, "a", resume=True, overwrite=False)
+    with run.locked():
+        run.write_record({"fingerprint": "a"})
+        (run.root / "notes.txt").write_text("mine")
+        with pytest.raises(LockedError, match="another training is writing"), RunFolder(run.root).locked():
+            pass
+    assert earlier_run(run, "a", resume=True, overwrite=True) is not None
+    with pytest.raises(OutputExistsError, match="a run with other data or options: pass --overwrite"):
+        earlier_run(run, "b", resume=False, overwrite=False)
+    with pytest.raises(InputError, match=r"--resume: .*a run with other data or options"):
+        earlier_run(run, "b", resume=True, overwrite=True)
+    assert earlier_run(run, "b", resume=False, overwrite=True) is None
+    run.clear()
+    assert (run.root / "notes.txt").read_text() == "mine"
+    with pytest.raises(OutputExistsError, match="holds other files"):
+        earlier_run(run, "b", resume=False, overwrite=False)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputExistsError, match="is a file"):
+        earlier_run(RunFolder(tmp_path / "file"), "b", resume=False, overwrite=True)
+
+
+def test_the_fingerprint_is_options_and_contents(data: Path, tmp_path: Path) -> None:
+    def of(folder: Path = data, val: str | float = 0.2, **options: Any) -> str:
+        return request(Settings.of(options), folder, val, None).fingerprint
+
+    twin = _make(tmp_path / "twin")
+    assert of() == of() == of(twin)
+    changed = np.array(Image.open(twin / "masks" / "0.png"))
+    changed[0, 0] ^= 255
+    Image.fromarray(changed).save(twin / "masks" / "0.png")
+    assert len({of(), of(twin), of(seed=1), of(val=0.5), of(val=str(data)), of(lr=2e-3)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["{data}", "--val", "1.5"], "--val 1.5: give a share between 0 and 1"),
+        (["{data}", "--val", "nowhere"], "nowhere does not exist"),
+        (["{data}", "--tile", "250"], "--tile 250 does not fit"),
+        (["{data}", "--loss", "dise"], "unknown term 'dise'; the nearest is 'dice'"),
+        (["{data}", "--workers", "9"], "--workers 9 is more than --batch-size 8"),
+        (["{data}", "--workers", "two"], "give auto or a number"),
+        (["{data}", "--class-weights", "1,2,3"], "has 3 numbers, the data 2 classes"),
+        (["{data}", "--schedule", "cosin"], "cosin"),
+        (["{data}", "--resume"], "--resume: .* holds no run"),
+        (["{data}", "--classes", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    data: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    from raysegment.cli.app import app
+
+    words = [a.format(data=data) for a in arguments]
+    result = CliRunner().invoke(app, ["train", *words, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_config_toml_gives_the_run_again(data: Path, tmp_path: Path) -> None:
+    import tomllib
+
+    from raysegment.cli.app import app
+    from raysegment.training.run import to_toml
+
+    record = prepare(request(Settings.of(_SMALL), data, 0.2, None))
+    config = tmp_path / "config.toml"
+    config.write_text(to_toml({"val": "0.2", **record["settings"]}))
+    shown = CliRunner().invoke(
+        app, ["train", str(data), "--out", "run", "--config", str(config), "--show-config", "--json"]
+    )
+    assert shown.exit_code == 0, shown.output
+    values = {key: entry["value"] for key, entry in json.loads(shown.stdout).items()}
+    for key, value in tomllib.loads(config.read_text()).items():
+        assert values[key] == value, key
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_through_ray_train_two_workers_learn_what_one_does(data: Path, tmp_path: Path) -> None:
+    alone = _run(data, tmp_path / "alone")
+    result = train(data, out=tmp_path / "run", workers=2, **_SMALL)
+    assert (result.workers, result.steps, result.epochs) == (2, 12, 3)
+    for (name, value), other in zip(
+        _weights(alone).items(), _weights(RunFolder(tmp_path / "run")).values(), strict=True
+    ):
+        torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-3, msg=name)
+    assert not (tmp_path / "run" / "last" / "ray").exists()
+    started = time.monotonic()
+    again = train(data, out=tmp_path / "run", workers=1, **_SMALL)
+    assert again.already_done
+    assert again.to_json() == result.to_json()
+    assert time.monotonic() - started < 2
+    with pytest.raises(OutputExistsError):
+        train(data, out=tmp_path / "run", **{**_SMALL, "seed": 5})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_workers_death_does_not_show(data: Path, tmp_path: Path) -> None:
+    """SIGKILL to one of two workers in the middle: Ray Train starts them again, from the last checkpoint."""
+    options = {**_SMALL, "epochs": 6, "steps_per_epoch": 20}
+    whole = train(data, out=tmp_path / "whole", workers=2, **options)
+    script = (
+        "import sys, json\n"
+        "from raysegment.training import train\n"
+        f"print(json.dumps(train({str(data)!r}, out=sys.argv[1], workers=2, **{options!r}).to_json()))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 2):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(_train_worker_of(process.pid), signal.SIGKILL)
+    answer, _ = process.communicate(timeout=240)
+    assert process.returncode == 0
+    assert json.loads(answer)["metrics"] == whole.to_json()["metrics"]
+    for name, value in _weights(RunFolder(tmp_path / "whole")).items():
+        assert torch.equal(value, _weights(RunFolder(tmp_path / "killed"))[name]), name
+
+
+def _train_worker_of(driver: int) -> int:
+    """Process id of one of the Ray Train workers below a driver."""
+    import psutil
+
+    for child in psutil.Process(driver).children(recursive=True):
+        if "RayTrainWorker" in " ".join(child.cmdline()):
+            return child.pid
+    raise AssertionError("no Ray Train worker is running")
+
+
+def test_usage_errors_come_before_the_data_is_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--workers 0"):
+        train(tmp_path / "nowhere", out=tmp_path / "run", workers=0)
