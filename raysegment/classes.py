@@ -3,7 +3,8 @@
 ignore = [254, "#000000"]       # optional: values or colours that are neither learned nor scored
 [[class]]
 name = "water"
-value = 1                       # or values = [1, 7], colour = "#808000", colours = ["#808000", …]
+value = 1                       # or values = [1, 7], range = [128, 255] (both ends included),
+                                # colour = "#808000", colours = ["#808000", …]
 display = "#0072b2"             # optional: its colour in pictures
 """
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: What a code maps to when the pixel is neither learned nor scored.
 IGNORE = -1
+#: Values that one `range` may stand for.
+_LONGEST_RANGE = 1 << 16
 #: Above every stored pixel value that occurs in masks: the codes of colours that are not grey.
 _COLOURED = 1 << 40
 
@@ -80,17 +83,19 @@ class ClassMap:
 
         codes = pixel_codes(pixels)
         ignore, dtype = (255, np.uint8) if len(self.classes) <= 254 else (65535, np.uint16)
-        index = np.full(codes.shape, ignore, dtype)
-        known = np.zeros(codes.shape, bool) if valid is None else ~valid
-        for code, target in self.table(palette).items():
-            here = codes == code
-            known |= here
-            if target != IGNORE:
-                index[here] = target
+        table, unknown = self.table(palette), -2
+        values, place = distinct(codes)
+        targets = np.array([table.get(int(v), unknown) for v in values], dtype=np.int32)
+        place = place.reshape(codes.shape)
+        if (targets == unknown).any():
+            lost = targets[place] == unknown
+            if valid is not None:
+                lost &= valid
+            if lost.any():
+                self.refuse([int(code) for code in np.unique(codes[lost])])
+        index = np.where(targets < 0, ignore, targets).astype(dtype)[place]
         if valid is not None:
             index[~valid] = ignore
-        if not known.all():
-            self.refuse([int(code) for code in np.unique(codes[~known])])
         return index
 
     def table(self, palette: Sequence[Colour] | None = None) -> dict[int, int]:
@@ -192,18 +197,25 @@ class _Entry(BaseModel):
     name: str = Field(min_length=1)
     value: int | None = None
     values: list[int] = Field(default_factory=list)
+    range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     colour: _Hex | None = None
     colours: list[_Hex] = Field(default_factory=list)
     display: _Hex | None = None
 
     @model_validator(mode="after")
     def _is_coded(self) -> Self:
+        if self.range is not None and not 0 <= self.range[1] - self.range[0] < _LONGEST_RANGE:
+            raise ValueError(
+                f"range {self.range}: give the lowest and the highest value, at most {_LONGEST_RANGE}"
+            )
         if not self.coded_by():
-            raise ValueError("give value, values, colour or colours")
+            raise ValueError("give value, values, range, colour or colours")
         return self
 
     def coded_by(self) -> list[int | Colour]:
         numbers = [self.value] if self.value is not None else []
+        if self.range is not None:
+            numbers += range(self.range[0], self.range[1] + 1)
         texts = [self.colour] if self.colour is not None else []
         return [*numbers, *self.values, *(_rgb(text) for text in [*texts, *self.colours])]
 

@@ -125,3 +125,19 @@ def test_float_masks_of_whole_numbers_are_masks() -> None:
         pixel_codes(np.array([[[0.5]]], np.float32))
     with pytest.raises(InputError, match="5 channels"):
         pixel_codes(np.zeros((1, 1, 5), np.uint8))
+
+
+def test_a_range_holds_both_its_ends(tmp_path: Path) -> None:
+    file = tmp_path / "classes.toml"
+    file.write_text(
+        '[[class]]\nname = "no"\nrange = [0, 127]\n[[class]]\nname = "road"\nrange = [128, 255]\n'
+    )
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    assert np.array_equal(ClassMap.load(file).map(pixels), (pixels[:, :, 0] > 127).astype(np.uint8))
+    for bad in ("[5, 2]", "[0, 70000]", "[1]"):
+        file.write_text(f'[[class]]\nname = "no"\nrange = {bad}\n[[class]]\nname = "b"\nvalue = 300\n')
+        with pytest.raises(InputError, match="range"):
+            ClassMap.load(file)
+    file.write_text('[[class]]\nname = "no"\nrange = [0, 9]\n[[class]]\nname = "b"\nvalue = 9\n')
+    with pytest.raises(InputError, match="value 9 is given twice"):
+        ClassMap.load(file)
