@@ -23,12 +23,13 @@ _KEY = "raysegment"
 
 def save_model(module: nn.Module, spec: ModelSpec, path: str | os.PathLike[str]) -> None:
     """Write weights and spec as one file, by temp file and rename. `spec.architecture` must rebuild `module`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     weights = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
-    save_file(weights, temp, metadata={_KEY: spec.model_dump_json()})
+    # as bytes: safetensors' own writer makes files that nobody else may read
+    temp.write_bytes(save(weights, metadata={_KEY: spec.model_dump_json()}))
     os.replace(temp, path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,8 +13,6 @@ from raysegment.errors import InputError
 from raysegment.model.shipping import fingerprint
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from raysegment.model.spec import Activation, ModelSpec
 
 
@@ -70,7 +69,7 @@ class Model:
                 f"pixels of {pixels.shape[1]} × {pixels.shape[2]} do not fit the model: "
                 f"both edges must be multiples of {self.spec.multiple}"
             )
-        x = normalise(torch.from_numpy(pixels), self.spec)
+        x = normalise(torch.from_numpy(np.require(pixels, requirements="W")), self.spec)
         return probabilities(self.module(x), self.spec.activation).numpy()
 
     def identity(self) -> str:
