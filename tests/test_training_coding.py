@@ -1,0 +1,140 @@
+"""Mask codings: every kind that occurs is read, and every doubtful one is refused with what was found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raysegment.errors import InputError
+from raysegment.training.coding import FileCodes, Kind, count_codes, infer
+from raysegment.training.dataset import common_format, find_scenes, split
+from raysegment.training.survey import survey
+
+
+def _file(name: str, counts: dict, kind: Kind = "values", palette: tuple | None = None) -> FileCodes:
+    return FileCodes(f"/data/masks/{name}.png", kind, Counter(counts), palette)
+
+
+def test_values_become_classes_in_ascending_order() -> None:
+    classes = infer([_file("a", {255: 5}), _file("b", {0: 9, 255: 1})])
+    assert dict(classes.codes) == {0: 0, 255: 1}
+    assert [(c.name, c.value) for c in classes.classes] == [("class 0", 0), ("class 1", 255)]
+    assert dict(infer([_file("a", {3: 1, 1: 1, 2: 1})]).codes) == {1: 0, 2: 1, 3: 2}
+
+
+def test_colours_are_ordered_by_packed_rgb_and_kept() -> None:
+    classes = infer([_file("a", {(0, 128, 0): 1, (0, 0, 255): 1, (128, 0, 0): 1}, "colours")])
+    assert [c.value for c in classes.classes] == [(0, 0, 255), (0, 128, 0), (128, 0, 0)]
+    assert [c.colour for c in classes.classes] == [c.value for c in classes.classes]
+    pixels = np.array([[[128, 0, 0], [0, 0, 255]]], np.uint8)
+    assert classes.map(pixels).tolist() == [[2, 0]]
+
+
+def test_palettes_are_read_by_index_and_lend_their_colours() -> None:
+    palette = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    classes = infer([_file("a", {0: 1, 2: 1}, "palette", palette)])
+    assert [(c.value, c.colour) for c in classes.classes] == [(0, (1, 2, 3)), (2, (7, 8, 9))]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([_file("a", {0: 5}), _file("b", {0: 2})], "a single class .*a.png: values 0.*training needs two"),
+        ([_file("a", {0: 90, 255: 90, **dict.fromkeys(range(3, 60, 2), 0.1)})], "29 values between 0 and 255 hold 1"),
+        ([_file("a", {0: 5, 1: 5}), _file("b", {0: 5, 255: 5})], "255 stands beside the values 0 to 1 .*b.png"),
+        ([_file("a", {-1: 5, 0: 5, 1: 5})], "negative value -1, which may mean no data"),
+        ([_file("a", {1: 5, 2: 5}, "palette", ((0, 0, 0),) * 3), _file("b", {(1, 1, 1): 2}, "colours")],
+         "mix codings .*b.png: colours #010101; a.png: palette entries 1, 2"),
+        ([_file("a", {0: 5, 1: 5}, "palette", ((0, 0, 0), (9, 9, 9))),
+          _file("b", {0: 5, 1: 5}, "palette", ((0, 0, 0), (8, 8, 8)))], "palettes of the masks disagree about entry 1"),
+        ([_file("a", dict.fromkeys(range(100), 5))], "100 different values, as .* too many"),
+        ([_file("a", {(i, 0, 7): 5 for i in range(80)}, "colours")], "80 different colours: too many"),
+    ],
+)  # fmt: skip
+def test_what_would_be_a_guess_is_refused(files: list[FileCodes], message: str) -> None:
+    with pytest.raises(InputError, match=message) as e:
+        infer(files)
+    assert "--classes FILE.toml" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_value_that_holds_much_of_the_image_is_a_class_and_no_edge() -> None:
+    assert len(infer([_file("a", {0: 50, 128: 20, 255: 30})]).classes) == 3
+
+
+@pytest.mark.parametrize("kind", ["values", "colours"])
+def test_codes_are_counted_where_the_mask_has_data(kind: Kind) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 3, (9, 7, 1 if kind == "values" else 3)).astype(np.uint8)
+    valid = rng.random((9, 7)) < 0.5
+    expected: Counter = Counter()
+    for p, v in zip(pixels.reshape(63, -1), valid.ravel(), strict=True):
+        if v:
+            expected[int(p[0]) if kind == "values" else tuple(int(c) for c in p)] += 1
+    assert count_codes(kind, pixels, valid) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "codes"), [("isbi2012", {0: 0, 255: 1}), ("dsb2018", {0: 0, 255: 1})]
+)  # fmt: skip
+def test_real_sets_that_are_clear(shared_data: Path, name: str, codes: dict[int, int]) -> None:
+    scenes = find_scenes(shared_data / name)[:12]
+    train, val = split(scenes, 0.2)
+    fmt = common_format(scenes)
+    assert fmt.channels == ((0,) if name == "isbi2012" else (0, 1, 2))
+    seen = survey(train, val, fmt)
+    assert dict(seen.classes.codes) == codes
+    assert sum(seen.frequencies) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "epfl_roads",
+            "238 different values, as anti-aliased grey does: too many .*satImage_002.png: 237 values from",
+        ),
+        (
+            "s2_india_landcover",
+            "mix codings .*0.png: colours #000000, #800000, #808000; .*palette entries 0, 1, 2",
+        ),
+    ],
+)
+def test_real_sets_that_are_doubtful(shared_data: Path, name: str, message: str) -> None:
+    scenes = find_scenes(shared_data / name)[:4]
+    with pytest.raises(InputError, match=message):
+        survey(scenes[1:], scenes[:1], common_format(scenes))
+
+
+def test_a_classes_file_unites_palettes_and_colours(shared_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.toml").write_text(
+        'ignore = ["#000000"]\n'
+        '[[class]]\nname = "built-up"\ncolour = "#800000"\n'
+        '[[class]]\nname = "water"\ncolours = ["#808000", "#008000"]\n'
+    )
+    scenes = find_scenes(shared_data / "s2_india_landcover")[:2]
+    seen = survey(scenes, (), common_format(scenes), tmp_path / "classes.toml")
+    assert seen.classes.names == ("built-up", "water")
+    expected = np.zeros(2)
+    for scene in scenes:
+        from PIL import Image
+
+        rgb = np.asarray(Image.open(scene.mask).convert("RGB")).reshape(-1, 3)
+        expected[0] += (rgb == (128, 0, 0)).all(axis=1).sum()
+        expected[1] += ((rgb == (128, 128, 0)) | (rgb == (0, 128, 0))).all(axis=1).sum()
+    assert seen.frequencies == pytest.approx(tuple(expected / expected.sum()))
+
+
+def test_ranges_make_classes_of_anti_aliased_grey(shared_data: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "classes.toml").write_text(
+        '[[class]]\nname = "other"\nrange = [0, 127]\n[[class]]\nname = "road"\nrange = [128, 255]\n'
+    )
+    scenes = find_scenes(shared_data / "epfl_roads")[:5]
+    seen = survey(scenes, (), common_format(scenes), tmp_path / "classes.toml")
+    share = np.mean([(np.asarray(Image.open(s.mask)) > 127).mean() for s in scenes])
+    assert seen.frequencies == pytest.approx((1 - share, share))
