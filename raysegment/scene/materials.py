@@ -41,10 +41,11 @@ _LAWNS = ((100, 122, 74), (114, 134, 86), (122, 128, 92), (92, 112, 70))
 _CROPS = (
     ((170, 152, 96), 0.10, 6.0),  # ripe grain
     ((186, 170, 118), 0.08, 5.0),  # stubble
-    ((98, 120, 62), 0.17, 6.0),  # maize
-    ((118, 132, 72), 0.13, 5.0),  # young green
-    ((132, 108, 84), 0.12, 7.0),  # ploughed
-    ((152, 128, 102), 0.10, 6.0),  # bare
+    ((98, 120, 64), 0.16, 6.0),  # maize
+    ((114, 130, 74), 0.12, 5.0),  # young green
+    ((130, 112, 92), 0.12, 7.0),  # ploughed
+    ((146, 132, 112), 0.09, 6.0),  # bare
+    ((108, 126, 74), 0.08, 5.0),  # clover
     ((172, 166, 78), 0.10, 6.0),  # rape
     ((108, 92, 72), 0.13, 7.0),  # freshly ploughed
     ((142, 142, 88), 0.11, 5.0),  # turning
@@ -55,7 +56,7 @@ _ROOFS = (
     (150, 92, 74), (138, 84, 70), (162, 104, 82), (124, 78, 66), (112, 108, 108), (96, 94, 98), (142, 138, 136),
     (176, 172, 168), (108, 88, 78), (128, 118, 108),
 )  # fmt: skip
-_ASPHALT = ((116, 114, 112), (128, 126, 122), (104, 103, 103), (140, 134, 124))
+_ASPHALT = ((114, 112, 110), (126, 122, 114), (100, 99, 99), (140, 130, 114))  # the last is gravel
 
 MATERIALS: tuple[Material, ...] = (
     *(Material(GRASS, c, grain=0.08, patches=0.16) for c in _MEADOWS),
@@ -65,7 +66,7 @@ MATERIALS: tuple[Material, ...] = (
     *(Material(FIELD, c, grain=0.05, patches=0.09, rows=r, row_px=p) for c, r, p in _CROPS),
     *(Material(FOREST, c, grain=0.06, patches=0.14, crowns=1.0) for c in _WOODS),
     *(Material(FOREST, c, grain=0.12, patches=0.10, crowns=0.25) for c in _TREES),
-    Material(WATER, (52, 68, 70), grain=0.025, patches=0.10),
+    Material(WATER, (55, 70, 58), grain=0.03, patches=0.22),
     *(Material(ROAD, c, grain=0.05, patches=0.06) for c in _ASPHALT),
     Material(ROAD, (196, 194, 186), grain=0.05, patches=0.05),  # paint
     *(Material(BUILDING, c, grain=0.05, patches=0.04) for c in _ROOFS),
