@@ -113,11 +113,11 @@ class Progress:
 class _Lines(Progress):
     """One plain line every LINE_EVERY_S."""
 
-    _last = float("-inf")
+    _last = 0.0
 
     def _draw(self) -> None:
         now = time.monotonic()
-        if now - self._last >= LINE_EVERY_S:
+        if now - max(self._last, self._start) >= LINE_EVERY_S:
             self._last = now
             print(self.line(), file=sys.stderr, flush=True)
 
