@@ -1,4 +1,4 @@
-"""The plain way, in float64: every tile by itself, blended over the whole image in memory. What the product must equal."""
+"""The plain way, which the product must equal: every tile by itself, blended in float64 over the whole image."""
 
 from __future__ import annotations
 

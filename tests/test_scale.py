@@ -36,7 +36,9 @@ def mosaics(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
         def tiles(edge: int = edge, rng: np.random.Generator = rng) -> Iterator[np.ndarray]:
             for _ in range(0, edge, 512):
-                strip = np.concatenate([slices[rng.integers(len(slices))] for _ in range(0, edge, 512)], axis=1)
+                strip = np.concatenate(
+                    [slices[rng.integers(len(slices))] for _ in range(0, edge, 512)], axis=1
+                )
                 for y in (0, 256):
                     for x in range(0, edge, 256):
                         yield strip[y : y + 256, x : x + 256]

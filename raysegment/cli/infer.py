@@ -78,8 +78,8 @@ def infer(
         raise NotBuiltError(
             f"{len(source)} sources: several images in one call are not built yet; call once for each"
         )
-    shared = {
-        "model": model,
+    count, plane = _auto_or_count(workers, "--workers"), _selection(select)
+    options: run.Options = {
         "tile": tile,
         "overlap": overlap,
         "blend": blend,
@@ -89,15 +89,22 @@ def infer(
         "precision": precision,
         "device": device,
         "batch_size": _auto_or_count(batch_size, "--batch-size"),
-        "workers": _auto_or_count(workers, "--workers"),
         "block": _auto_or_count(block, "--block"),
-        "select": _selection(select),
     }
     if plan:
-        return run.plan(source[0], **shared)
+        return run.plan(source[0], model=model, workers=count, select=plane, **options)
     if out is None:
         raise UsageError("--out is missing: name the mask, such as --out mask.zarr (or use --plan)")
-    return run.infer(source[0], out=out, scratch=scratch, overwrite=overwrite, **shared)
+    return run.infer(
+        source[0],
+        model=model,
+        out=out,
+        workers=count,
+        scratch=scratch,
+        select=plane,
+        overwrite=overwrite,
+        **options,
+    )
 
 
 def _auto_or_count(text: str, option: str) -> int | Literal["auto"]:

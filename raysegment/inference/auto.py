@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from raysegment.geometry import Block
 from raysegment.hardware import has_fast_bf16
@@ -30,17 +29,26 @@ class Measured:
     tile_s: float
     """Seconds of one forward pass in that precision, on one worker's threads."""
     forward_pixels: int
-    difference: float | None
-    """Largest difference of a class probability between bf16 and fp32; None where only one was tried."""
-    disagreement: float | None
+    agreement: Agreement | None
+    """Of bf16 with fp32; None where only one was tried."""
+
+    def __str__(self) -> str:
+        return self.precision if self.agreement is None else f"{self.precision} ({self.agreement})"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two precisions answer the same."""
+
+    difference: float
+    """Largest difference of a class probability."""
+    disagreement: float
     """Share of pixels whose class differs."""
 
     def __str__(self) -> str:
-        if self.difference is None:
-            return self.precision
         return (
-            f"{self.precision} (bf16 against fp32 on a tile: probabilities differ by at most {self.difference:.2g}, "
-            f"the class on {100 * self.disagreement:.3g} % of the pixels)"
+            f"bf16 against fp32 on a tile: probabilities differ by at most {self.difference:.2g}, "
+            f"the class on {100 * self.disagreement:.3g} % of the pixels"
         )
 
 
@@ -62,11 +70,14 @@ def measure(model: Model, raster: Raster, plan: Plan, *, choose_precision: bool)
         seconds.append(time.perf_counter() - started)
     pixels = 2 * len(tried) * plan.batch_size * plan.tile**2
     if len(tried) == 1:
-        return Measured(tried[0], seconds[0] / plan.batch_size, pixels, None, None)
-    difference = float(np.abs(answers[0] - answers[1]).max())
-    disagreement = float((answers[0].argmax(axis=1) != answers[1].argmax(axis=1)).mean())
-    chosen = 1 if disagreement <= TOLERATED_DISAGREEMENT else 0
-    return Measured(tried[chosen], seconds[chosen] / plan.batch_size, pixels, difference, disagreement)
+        return Measured(tried[0], seconds[0] / plan.batch_size, pixels, None)
+    fp32, bf16 = answers
+    agreement = Agreement(
+        difference=float(np.abs(fp32 - bf16).max()),
+        disagreement=float((fp32.argmax(axis=1) != bf16.argmax(axis=1)).mean()),
+    )
+    chosen = 1 if agreement.disagreement <= TOLERATED_DISAGREEMENT else 0
+    return Measured(tried[chosen], seconds[chosen] / plan.batch_size, pixels, agreement)
 
 
 def _middle_block(plan: Plan) -> Block:

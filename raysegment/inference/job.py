@@ -18,6 +18,7 @@ from raysegment.errors import NotBuiltError, OutputExistsError, UsageError
 from raysegment.inference.plan import (
     ImagePlan,
     Plan,
+    Precision,
     Request,
     choose_cells,
     choose_channels,
@@ -81,7 +82,7 @@ class Job:
         spec, request = self.spec, self.request
         tile, overlap = choose_tile(request, spec)
         region = choose_region(request, self.raster)
-        choose_precision = request.precision == "auto"
+        precision: Precision = "fp32" if request.precision == "auto" else request.precision
         thresholds = spec.thresholds if spec.thresholds and len(set(spec.thresholds)) > 1 else None
         plan = Plan(
             model=self.model_identity,
@@ -93,8 +94,8 @@ class Job:
             overlap=overlap,
             blend=request.blend,
             cells_per_block=choose_cells(request, region, tile, overlap),
-            precision="fp32" if choose_precision else request.precision,
-            device=pick_device(request.device).type,
+            precision=precision,
+            device="cuda" if pick_device(request.device).type == "cuda" else "cpu",
             batch_size=1 if request.batch_size == "auto" else request.batch_size,
             threads=1,
             images=(
@@ -109,7 +110,7 @@ class Job:
                 ),
             ),
         )
-        measured = measure(self.load(), self.raster, plan, choose_precision=choose_precision)
+        measured = measure(self.load(), self.raster, plan, choose_precision=request.precision == "auto")
         return plan.model_copy(update={"precision": measured.precision}), measured
 
     def differences(self, recipe: Mapping[str, Any]) -> list[str]:

@@ -58,7 +58,9 @@ class SegmentActor:
         with self._opening:
             if self._segmenter is None:
                 model = (
-                    load_model(self._model) if isinstance(self._model, str) else unship(ray.get(self._model))
+                    load_model(self._model)
+                    if isinstance(self._model, str)
+                    else unship(bytes(ray.get(self._model)))
                 )
                 self._segmenter = Segmenter(model, self.plan)
             return self._segmenter
@@ -95,7 +97,8 @@ class SegmentActor:
 def segment(plan: Plan, model: ModelSource, scratch: Scratch, workers: int) -> Iterator[Row]:
     """Segment every block that has no record yet; yields one row per block as it is done.
 
-    Rows: image, row, col, answer (forward passes), rss_bytes (peak of the worker). Raises WorkError for the first block that failed.
+    Rows: image, row, col, answer (forward passes), rss_bytes (peak of the worker). Raises WorkError for the first
+    block that failed.
     """
     missing = [
         {"image": image, "row": block.row, "col": block.col}
@@ -167,7 +170,7 @@ def _run_shards(store: MaskStore, level: int, work: Callable[..., Any]) -> Itera
 def _run(rows: list[Row], function: Any, **how: Any) -> Iterator[Row]:
     """Rows through one Ray Data stage; yields its answers in the order of their completion."""
     _configure_ray_data()
-    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_PIECES))
+    dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_PIECES))
     if isinstance(function, type):
         dataset = dataset.map_batches(function, batch_size=1, batch_format="numpy", **how)
     else:

@@ -235,7 +235,8 @@ def choose_channels(raster: Raster, spec: ModelSpec) -> tuple[int, ...]:
         stored.remove(raster.alpha)
     if len(stored) != spec.channels:
         raise InputError(
-            f"{raster.path} has {len(stored)} channels, the model takes {spec.channels}: give a model trained on such images"
+            f"{raster.path} has {len(stored)} channels, the model takes {spec.channels}: "
+            "give a model that was trained on such images"
         )
     return tuple(stored)
 

@@ -22,13 +22,14 @@ class Record:
     labels: np.ndarray
     """(own.height, own.width): class index in the core, 0 in the rims, nodata wherever the source has none."""
     rims: dict[str, np.ndarray]
-    """By the names of :class:`~raysegment.inference.grid.Rims`: int32 (classes, h, w), sums of the block's own tiles in fixed point."""
+    """By the names of :class:`~raysegment.inference.grid.Rims`: int32 (classes, h, w), the sums of the block's own
+    tiles in fixed point."""
     tiles: int
     """Forward passes it took."""
 
     def to_bytes(self) -> bytes:
         """As a safetensors file; the labels as one zstd stream. The same record gives the same bytes."""
-        packed = imagecodecs.zstd_encode(np.ascontiguousarray(self.labels), level=1)
+        packed = imagecodecs.zstd_encode(self.labels.tobytes(), level=1)
         tensors = {"labels": np.frombuffer(packed, np.uint8), **self.rims}
         about = {"tiles": self.tiles, "dtype": self.labels.dtype.str, "own": _corners(self.own)}
         return save(tensors, metadata={"record": json.dumps(about)})

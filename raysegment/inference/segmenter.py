@@ -73,7 +73,7 @@ class Segmenter:
         torch.set_num_threads(plan.threads)
         self.plan, self.spec = plan, model.spec
         self.device = torch.device(plan.device)
-        self.module = model.module.to(self.device, memory_format=torch.channels_last).eval()
+        self.module = model.module.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._computing = threading.Lock()
         self._tile_weights: dict[tuple[bytes, bytes], torch.Tensor] = {}
 

@@ -39,7 +39,7 @@ def load_spec(path: str | os.PathLike[str]) -> ModelSpec:
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
-    """Open a model file. Raises InputError when it is missing, no ``.safetensors`` of ours, or its weights do not fit."""
+    """Open a model file. Raises InputError when it is missing, not of ours, or its weights do not fit."""
     from safetensors.torch import load_file
 
     from raysegment.model.architectures import build
@@ -48,7 +48,9 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     path = _existing(path)
     spec = _spec_of(path)
     if spec.architecture is None:
-        raise InputError(f"{path} holds weights but no architecture: wrap the network with raysegment.Model instead")
+        raise InputError(
+            f"{path} holds weights but no architecture: wrap the network with raysegment.Model instead"
+        )
     module = build(spec.architecture)
     try:
         module.load_state_dict(load_file(path))
@@ -68,7 +70,9 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     if not path.is_file():
         raise InputError(f"no model at {path}: give a .safetensors that `raysegment train` wrote")
     if path.suffix in (".pt2", ".onnx"):
-        raise NotBuiltError(f"{path.suffix} models ({path}) are not built yet: give a .safetensors, or raysegment.Model in Python")
+        raise NotBuiltError(
+            f"{path.suffix} models ({path}) are not built yet: give a .safetensors, or raysegment.Model in Python"
+        )
     if path.suffix != ".safetensors":
         raise InputError(
             f"{path} is not a model that is loaded here: give .safetensors (a pickle such as .pt may run code; "
@@ -86,7 +90,9 @@ def _spec_of(path: Path) -> ModelSpec:
     except SafetensorError as e:
         raise InputError(f"{path} is not a safetensors file: {e}") from e
     if _KEY not in meta:
-        raise InputError(f"{path} has no raysegment spec in its header: it was not written by `raysegment train`")
+        raise InputError(
+            f"{path} has no raysegment spec in its header: it was not written by `raysegment train`"
+        )
     try:
         return ModelSpec.model_validate(json.loads(meta[_KEY]))
     except ValidationError as e:

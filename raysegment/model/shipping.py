@@ -32,7 +32,7 @@ def fingerprint(module: nn.Module) -> bytes:
             if not isinstance(obj, torch.Tensor):
                 return None
             raw = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            return str(obj.dtype), tuple(obj.shape), hashlib.sha256(raw).hexdigest()
+            return str(obj.dtype), tuple(obj.shape), hashlib.sha256(raw.data).hexdigest()
 
     out = io.BytesIO()
     Pickler(out).dump(module)

@@ -1,0 +1,215 @@
+"""What users get wrong costs one clear line, exit 2 or 1, no traceback, and nothing that was there before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import raysegment as rs
+from raysegment.cli.app import app
+from raysegment.model.architectures import build
+from raysegment.model.file import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A U-Net of three channels."""
+    architecture = {"name": "unet", "in_channels": 3, "out_channels": 2, "base_width": 4, "depth": 2}
+    spec = rs.ModelSpec(
+        classes=[rs.Class(name="a", colour=(0, 0, 0)), rs.Class(name="b", colour=(255, 0, 0))],
+        channels=3,
+        tile=64,
+        multiple=4,
+        architecture=architecture,
+    )
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(build(architecture), spec, path)
+    return path
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "scene.tif", pixels, tile=(64, 64), compression="deflate")
+    return tmp_path / "scene.tif"
+
+
+def fails(code: int, *words: object, says: str = "") -> None:
+    """Run the command: one line of error that holds `says`, no traceback, and the same as JSON."""
+    outcome = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert outcome.exit_code == code, outcome.output
+    error = json.loads(outcome.stdout.splitlines()[-1])
+    assert error["exit_code"] == code
+    assert says in error["error"]
+    assert "\n" not in error["error"]
+    assert "Traceback" not in outcome.output
+    lines = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == [f"error: {error['error']}"]
+
+
+def test_a_missing_image(model: Path, tmp_path: Path) -> None:
+    fails(2, "infer", tmp_path / "none.tif", "--model", model, "--out", tmp_path / "m.zarr", says="none.tif")
+
+
+def test_a_missing_model(scene: Path, tmp_path: Path) -> None:
+    fails(
+        2,
+        "infer",
+        scene,
+        "--model",
+        tmp_path / "no.safetensors",
+        "--out",
+        tmp_path / "m.zarr",
+        says="no model at",
+    )
+
+
+def test_a_pickle_is_refused_and_says_what_to_do(scene: Path, tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pt")
+    fails(
+        2,
+        "infer",
+        scene,
+        "--model",
+        tmp_path / "model.pt",
+        "--out",
+        tmp_path / "m.zarr",
+        says="raysegment.Model",
+    )
+
+
+def test_a_text_file_called_tif(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.tif").write_text("not a picture, really")
+    fails(
+        2, "infer", tmp_path / "notes.tif", "--model", model, "--out", tmp_path / "m.zarr", says="notes.tif"
+    )
+
+
+def test_a_folder_that_is_no_image(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    fails(2, "infer", tmp_path / "folder", "--model", model, "--out", tmp_path / "m.zarr", says="folder")
+
+
+def test_another_channel_count(model: Path, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "grey.tif", np.zeros((100, 100), np.uint8))
+    fails(
+        2, "infer", tmp_path / "grey.tif", "--model", model, "--out", tmp_path / "m.zarr", says="1 channels"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--tile", 64, "--overlap", 64], "not smaller than --tile 64"),
+        (["--tile", 63], "60 and 64"),
+        (["--region", 0, 0, 500, 100], "400 wide"),
+        (["--block", "big"], "--block"),
+        (["--workers", 0], "--workers"),
+        (["--blend", "magic"], "--blend"),
+        (["--precision", "fp8"], "--precision"),
+        (["--select", "z"], "--select"),
+        (["--device", "cuda"], "cuda"),
+    ],
+)
+def test_options_that_cannot_be(
+    scene: Path, model: Path, tmp_path: Path, options: list[object], says: str
+) -> None:
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    fails(2, "infer", scene, "--model", model, "--out", tmp_path / "m.zarr", *options, says=says)
+    assert not (tmp_path / "m.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [("mask.tif", "not built yet"), ("mask.png", "*.zarr"), ("no/where.zarr", "does not exist")],
+)
+def test_outputs_that_cannot_be(scene: Path, model: Path, tmp_path: Path, out: str, says: str) -> None:
+    fails(2, "infer", scene, "--model", model, "--out", tmp_path / out, says=says)
+
+
+def test_an_output_that_is_something_else(scene: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.zarr").mkdir()
+    (tmp_path / "m.zarr" / "thesis.txt").write_text("years of work")
+    fails(
+        2,
+        "infer",
+        scene,
+        "--model",
+        model,
+        "--out",
+        tmp_path / "m.zarr",
+        "--overwrite",
+        says="name another output",
+    )
+    assert (tmp_path / "m.zarr" / "thesis.txt").read_text() == "years of work"
+
+
+def first_tile(path: Path) -> tuple[int, int]:
+    """Offset and size of the first tile."""
+    with tifffile.TiffFile(path) as tif:
+        return tif.pages[0].dataoffsets[0], tif.pages[0].databytecounts[0]
+
+
+@pytest.mark.ray
+def test_a_broken_tile_stops_the_job_with_its_place_named(scene: Path, model: Path, tmp_path: Path) -> None:
+    offset, count = first_tile(scene)
+    whole = bytearray(scene.read_bytes())
+    whole[offset : offset + count] = b"\xff" * count
+    scene.write_bytes(whole)
+    fails(1, "infer", scene, "--model", model, "--out", tmp_path / "m.zarr", says="cannot read y 0–")
+    assert not (tmp_path / "m.zarr" / "zarr.json").exists()
+
+
+@pytest.mark.ray
+def test_a_truncated_tiff_is_named(scene: Path, model: Path, tmp_path: Path) -> None:
+    offset, _ = first_tile(scene)
+    whole = scene.read_bytes()
+    scene.write_bytes(whole[: (offset + len(whole)) // 2])
+    arguments = ["infer", str(scene), "--model", str(model), "--out", str(tmp_path / "m.zarr"), "--json"]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code in (1, 2)  # 2 when the header was cut off too
+    assert str(scene) in json.loads(outcome.stdout.splitlines()[-1])["error"]
+    assert not (tmp_path / "m.zarr" / "zarr.json").exists()
+
+
+def training_set(folder: Path, mask_size: tuple[int, int] = (64, 64)) -> Path:
+    for sub in ("images", "masks"):
+        (folder / sub).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+        size = mask_size if i == 3 else (64, 64)
+        mask = (rng.random(size) > 0.5).astype(np.uint8) * 255
+        Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+    return folder
+
+
+def test_training_data_without_masks(tmp_path: Path) -> None:
+    data = training_set(tmp_path / "data")
+    for mask in (data / "masks").iterdir():
+        mask.unlink()
+    (data / "masks").rmdir()
+    fails(2, "train", data, "--out", tmp_path / "run", says="masks")
+
+
+def test_an_image_and_a_mask_of_different_size(tmp_path: Path) -> None:
+    data = training_set(tmp_path / "data", mask_size=(64, 60))
+    fails(2, "train", data, "--out", tmp_path / "run", says="3.png")
+
+
+def test_training_data_that_is_not_there(tmp_path: Path) -> None:
+    fails(2, "train", tmp_path / "none", "--out", tmp_path / "run", says="none")
+
+
+def test_masks_of_different_size(tmp_path: Path) -> None:
+    for name, edge in (("a.png", 30), ("b.png", 31)):
+        Image.fromarray(np.zeros((edge, edge), np.uint8)).save(tmp_path / name)
+    fails(2, "evaluate", tmp_path / "a.png", tmp_path / "b.png", says="31")
