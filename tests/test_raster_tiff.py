@@ -151,6 +151,22 @@ def test_no_more_is_read_than_the_window_needs(tmp_path: Path, monkeypatch: pyte
         assert sum(taken) <= 4 * 60 * 50, f"{name}: {sum(taken)} bytes for a window of 3000"
 
 
+def test_a_large_compressed_strip_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raysegment.raster import page
+
+    monkeypatch.setattr(page, "_KEEP_BYTES", 100_000)
+    pixels = np.random.default_rng(0).integers(0, 255, (800, 600), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, rowsperstrip=400, compression="deflate", metadata=None)
+    raster = open_raster(tmp_path / "x.tif")
+    taken: list[int] = []
+    read = page.ByteFile.read
+    monkeypatch.setattr(page.ByteFile, "read", lambda s, o, n: (taken.append(o), read(s, o, n))[1])
+    for y in range(0, 800, 100):
+        window = Window(y=y, x=50, height=100, width=200)
+        np.testing.assert_array_equal(raster.read(window)[:, :, 0], pixels[window.slices()])
+    assert len(taken) == 2
+
+
 # ---- pyramids
 
 
@@ -187,6 +203,31 @@ def test_channels_from_pages_and_planes_by_select(tmp_path: Path) -> None:
         open_raster(tmp_path / "a.ome.tif", select={"phase": 0})
     again = pickle.loads(pickle.dumps(raster))
     np.testing.assert_array_equal(again.read(whole(again)), raster.read(whole(raster)))
+
+
+_OME = """<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{own}"><Image ID="Image:0">
+<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="50" SizeY="40" SizeC="2" SizeZ="1" SizeT="1">
+<Channel ID="Channel:0:0" SamplesPerPixel="1"/><Channel ID="Channel:0:1" SamplesPerPixel="1"/>{planes}
+</Pixels></Image></OME>"""
+_PLANE = '<TiffData IFD="0" FirstC="{c}" PlaneCount="1"><UUID FileName="{c}.ome.tif">urn:uuid:{id}</UUID></TiffData>'
+
+
+def test_ome_tiff_of_several_files(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 40, 50), dtype=np.uint8)
+    ids = [f"00000000-0000-0000-0000-00000000000{c}" for c in range(2)]
+    planes = "".join(_PLANE.format(c=c, id=ids[c]) for c in range(2))
+    for c in range(2):
+        text = _OME.format(own=ids[c], planes=planes)
+        tifffile.imwrite(tmp_path / f"{c}.ome.tif", pixels[c], description=text, metadata=None, tile=(16, 16))
+    raster = open_raster(tmp_path / "0.ome.tif")
+    np.testing.assert_array_equal(raster.read(whole(raster)), pixels.transpose(1, 2, 0))
+    before = raster.identity()
+    tifffile.imwrite(tmp_path / "1.ome.tif", pixels[0], description=text, metadata=None, tile=(16, 16))
+    assert open_raster(tmp_path / "0.ome.tif").identity() != before
+    (tmp_path / "1.ome.tif").unlink()
+    with pytest.raises(InputError, match="lacks plane 1 of 2"):
+        open_raster(tmp_path / "0.ome.tif")
 
 
 def test_imagej_hyperstacks_have_one_header_for_all_planes(tmp_path: Path) -> None:

@@ -121,8 +121,9 @@ class TiffRaster:
         return seen if valid is None else valid & seen
 
     def identity(self) -> str:
-        """Digest of the file's content; see :mod:`raysegment.raster.identity`."""
-        return path_identity(self.path)
+        """Digest of the content of its file or files; see :mod:`raysegment.raster.identity`."""
+        others = sorted(path for path in self._files if path != self.path)
+        return "-".join(path_identity(path) for path in [self.path, *others])
 
     def close(self) -> None:
         """Close the files."""

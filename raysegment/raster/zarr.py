@@ -133,7 +133,11 @@ class ZarrRaster:
         self.transform = _spatial_transform(attributes)
         self.nodata = representable(_nodata(attributes), self.dtype)
         if self.transform is not None:
-            self.pixel_size = pixel_size_of(self.transform, self.crs)
+            known = {"meter": (1.0, False), "degree": (None, True)}  # nobody else need be asked then
+            metres, geographic = known.get(units.get("y") or "", (None, None))
+            self.pixel_size = pixel_size_of(
+                self.transform, self.crs, unit_metres=metres, geographic=geographic
+            )
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         """Pixels as stored (height, width, channels); missing chunks are the fill value. Raises ReadError."""
