@@ -26,8 +26,10 @@ def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
     loopback; its other ports do not (Ray offers no way), so it answers only to the token of this user.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "ray" not in sys.modules:  # Ray settles this when it is imported; later it could only be contradicted
+    if "ray" not in sys.modules:  # Ray settles these when it is imported; later they could only be contradicted
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if not console.is_verbose():  # it goes to stdout, where --json writes; whoever is hurt says so itself
+            os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
     import ray
 
     if ray.is_initialized():
