@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from typer.testing import CliRunner
 
 from raysegment.errors import InputError, LockedError, OutputExistsError, UsageError, WorkError
 from raysegment.model.file import load_model, load_spec
-from raysegment.training import loop
+from raysegment.training import keeper, loop
 from raysegment.training.fit import train
 from raysegment.training.loop import work
-from raysegment.training.parallel import Workers
+from raysegment.training.parallel import Stopped, Workers
 from raysegment.training.prepare import job_of, prepare, request
 from raysegment.training.result import TrainResult
 from raysegment.training.run import RunFolder, earlier_run
@@ -73,6 +74,10 @@ def _weights(run: RunFolder) -> dict[str, torch.Tensor]:
     return load_model(run.model).module.state_dict()
 
 
+def _losses(run: RunFolder) -> list[float]:
+    return [json.loads(line)["loss"] for line in run.metrics.read_text().splitlines()]
+
+
 class _Killed(BaseException):
     """Stands for whatever ends a process in the middle of a step."""
 
@@ -88,7 +93,7 @@ def _kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         return step(self, batch)
 
     monkeypatch.setattr(loop._Worker, "_step", mortal)
-    monkeypatch.setattr(loop, "_CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(keeper, "_CHECKPOINT_EVERY_S", 0.0)
 
 
 @pytest.mark.parametrize("killed_at", [3, 4, 9])
@@ -168,16 +173,17 @@ def test_every_kind_of_run_comes_to_its_end(data: Path, tmp_path: Path, options:
 def test_a_constant_answer_is_a_failure_with_its_cause(tmp_path: Path) -> None:
     data = _make(tmp_path / "noise", learnable=False)
     with pytest.raises(
-        WorkError, match=r"answers 'class 0' everywhere \(accuracy 0\.\d+.*12 steps only: raise --epochs"
-    ):
+        Stopped, match=r"answers 'class 0' everywhere \(accuracy 0\.\d+.*12 steps only: raise --epochs"
+    ) as stopped:
         _run(data, tmp_path / "run", lr=1e-6)
+    assert isinstance(stopped.value.error, WorkError)
     record = RunFolder(tmp_path / "run").read_record()
     assert record is not None
     assert "result" not in record
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(WorkError, match=r"the loss is (nan|inf) at step \d+: lower --lr \(now 1e\+30\)"):
+    with pytest.raises(Stopped, match=r"the loss is (nan|inf) at step \d+: lower --lr \(now 1e\+30\)"):
         _run(data, tmp_path / "run", lr=1e30, norm="none", warmup=0)
 
 
@@ -277,21 +283,45 @@ def test_config_toml_gives_the_run_again(data: Path, tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_through_ray_train_two_workers_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    alone = _run(data, tmp_path / "alone")
-    result = train(data, out=tmp_path / "run", workers=2, **_SMALL)
-    assert (result.workers, result.steps, result.epochs) == (2, 12, 3)
-    for (name, value), other in zip(
-        _weights(alone).items(), _weights(RunFolder(tmp_path / "run")).values(), strict=True
-    ):
-        torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-3, msg=name)
+    options = {**_SMALL, "steps_per_epoch": 8, "dropout": 0.0}
+    alone = _run(data, tmp_path / "alone", **options)
+    result = train(data, out=tmp_path / "run", workers=2, **options)
+    assert (result.workers, result.steps, result.epochs) == (2, 24, 3)
+    # float32 rounds, and Adam makes much of it where a gradient is all rounding; test_parallel.py is exact
+    ours, theirs = (_losses(r) for r in (alone, RunFolder(tmp_path / "run")))
+    print(ours, theirs)
+    assert theirs[0] == pytest.approx(ours[0], rel=1e-4)
+    assert theirs == pytest.approx(ours, rel=1e-2)
     assert not (tmp_path / "run" / "last" / "ray").exists()
     started = time.monotonic()
-    again = train(data, out=tmp_path / "run", workers=1, **_SMALL)
+    again = train(data, out=tmp_path / "run", workers=1, **options)
     assert again.already_done
     assert again.to_json() == result.to_json()
     assert time.monotonic() - started < 2
     with pytest.raises(OutputExistsError):
-        train(data, out=tmp_path / "run", **{**_SMALL, "seed": 5})
+        train(data, out=tmp_path / "run", **{**options, "seed": 5})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_one_worker_cannot_read_stops_all_with_its_words(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask value that the survey overlooked: one worker meets it, the other waits for that worker."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    survey = prepare
+
+    def overlook(asked: Any) -> dict[str, Any]:
+        record = survey(asked)
+        mask = np.array(Image.open(folder / "masks" / "2.png"))
+        mask[mask == 255] = 77
+        Image.fromarray(mask).save(folder / "masks" / "2.png")
+        return record
+
+    monkeypatch.setattr("raysegment.training.fit.prepare", overlook)
+    with pytest.raises(InputError, match=r"2\.png, .*value 77 belong to no class"):
+        train(folder, out=tmp_path / "run", workers=2, **{**_SMALL, "batch_size": 2, "steps_per_epoch": 30})
 
 
 @pytest.mark.ray
@@ -318,6 +348,7 @@ def test_a_workers_death_does_not_show(data: Path, tmp_path: Path) -> None:
     os.kill(_train_worker_of(process.pid), signal.SIGKILL)
     answer, _ = process.communicate(timeout=240)
     assert process.returncode == 0
+    assert len(list((tmp_path / "killed" / "events").iterdir())) == 2  # one file per start: it did die
     assert json.loads(answer)["metrics"] == whole.to_json()["metrics"]
     for name, value in _weights(RunFolder(tmp_path / "whole")).items():
         assert torch.equal(value, _weights(RunFolder(tmp_path / "killed"))[name]), name

@@ -81,7 +81,7 @@ def train(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows per step, of all workers together.")] = 8,
     tile: Annotated[int | None, typer.Option(help="Edge of a window in px. Default: 256 or less.")] = None,
-    lr: Annotated[float, typer.Option(help="Highest learning rate (AdamW).")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Highest learning rate (AdamW).")] = 3e-3,
     schedule: Annotated[Schedule, typer.Option(help="How the learning rate falls.")] = Schedule.cosine,
     warmup: Annotated[
         int | None, typer.Option(help="Steps over which the learning rate rises. Default: 5 % of all.")
@@ -92,7 +92,7 @@ def train(
     class_weights: Annotated[
         str, typer.Option(metavar="none|balanced|A,B,…", help="How much each class counts in the loss.")
     ] = "none",
-    augment: Annotated[Augment, typer.Option(help="How far windows are varied.")] = Augment.strong,
+    augment: Annotated[Augment, typer.Option(help="How far windows are varied.")] = Augment.light,
     base_width: Annotated[int, typer.Option(help="Channels of the U-Net at full resolution.")] = 16,
     depth: Annotated[int, typer.Option(help="Levels of pooling.")] = 4,
     norm: Annotated[Norm, typer.Option(help="Normalisation after each convolution.")] = Norm.batch,

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysegment import console, errors
-from raysegment.errors import RaysegmentError, UsageError, WorkError
+from raysegment.errors import UsageError, WorkError
 from raysegment.hardware import available_cores
 from raysegment.training.loop import Job, work
-from raysegment.training.parallel import Workers
+from raysegment.training.parallel import Stopped, Workers
 from raysegment.training.prepare import coding_text, job_of, prepare, request
 from raysegment.training.progress import follow
 from raysegment.training.result import TrainResult
@@ -39,12 +39,12 @@ def train(
     steps_per_epoch: int | None = None,
     batch_size: int = 8,
     tile: int | None = None,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     schedule: Literal["constant", "cosine", "poly"] = "cosine",
     warmup: int | None = None,
     loss: str = "ce+dice",
     class_weights: str = "none",
-    augment: Literal["none", "light", "strong"] = "strong",
+    augment: Literal["none", "light", "strong"] = "light",
     base_width: int = 16,
     depth: int = 4,
     norm: Literal["batch", "group", "none"] = "batch",
@@ -156,12 +156,16 @@ class _Training(threading.Thread):
 
 
 def ray_worker(config: dict[str, Any]) -> None:
-    """What Ray Train calls on every worker."""
+    """What Ray Train calls on every worker.
+
+    A failure with a name is written down and ends all workers in good order: it must not look like a death,
+    which Ray Train would answer with another attempt.
+    """
     import torch
 
     job: Job = config["job"]
     if job.run.failure.exists():
-        return  # what an earlier attempt failed of does not go away by itself
+        return
     device = torch.device("cpu")
     if torch.cuda.is_available():
         from ray.train.torch import get_device
@@ -169,9 +173,10 @@ def ray_worker(config: dict[str, Any]) -> None:
         device = get_device()
     try:
         work(job, Workers(), device, config["threads"])
-    except RaysegmentError as e:
-        write_json(job.run.failure, {"type": type(e).__name__, "text": str(e)})
-        raise
+    except Stopped as stopped:
+        if stopped.error is not None:
+            error = {"type": type(stopped.error).__name__, "text": str(stopped.error)}
+            write_json(job.run.failure, error)
 
 
 def _raise_failure(run: RunFolder, error: Exception | None) -> None:
@@ -188,12 +193,17 @@ def _raise_failure(run: RunFolder, error: Exception | None) -> None:
 
 
 def _workers(wish: int | str, batch_size: int) -> tuple[int, bool]:
-    """(how many, whether each has a GPU)."""
+    """(how many, whether each has a GPU).
+
+    On a CPU one worker per core, each with one thread: on two free cores as fast as one worker with two
+    threads (1.2 s a step), and on busy ones, where OpenMP's barriers wait for a thread that has no core, 2.7
+    times as fast (3.0 against 8.0 s).
+    """
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wish == "auto":
-        return min(max(1, gpus), batch_size), gpus > 0
+        return min(gpus or available_cores(), batch_size), gpus > 0
     if not isinstance(wish, int) or wish < 1:
         raise UsageError(f"--workers {wish}: give auto or a number of 1 or more")
     if wish > batch_size:

@@ -22,8 +22,18 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from raysegment.errors import RaysegmentError
+
 #: Gradients travel in buckets of about this many elements.
 _BUCKET = 1 << 22
+
+
+class Stopped(Exception):
+    """All workers stop at one place, because one of them cannot go on; on that one, `error` says why."""
+
+    def __init__(self, error: RaysegmentError | None) -> None:
+        super().__init__(str(error) if error is not None else "another worker cannot go on")
+        self.error = error
 
 
 class Workers:
@@ -34,6 +44,8 @@ class Workers:
         together = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank(group) if together else 0
         self.size = dist.get_world_size(group) if together else 1
+        on_gpu = together and dist.get_backend(group) == "nccl"
+        self._device = torch.device("cuda" if on_gpu else "cpu")
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over the workers, without gradient."""
@@ -51,6 +63,13 @@ class Workers:
         if self.size == 1:
             return values
         return values + (self.sum(values) - values.detach())
+
+    def agree(self, error: RaysegmentError | None = None) -> None:
+        """Meet the other workers here. Raises Stopped on every one of them when any brings an error, so that
+        none waits for ever for one that has gone."""
+        failed = torch.tensor(float(error is not None), device=self._device)
+        if float(self.sum(failed)) > 0:
+            raise Stopped(error) from error
 
     def sum_array(self, counts: np.ndarray, device: torch.device) -> np.ndarray:
         """Sum of an int64 array over the workers."""
@@ -134,11 +153,11 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         exact = x if x.dtype == torch.float64 else x.float()
         axes, n = (0, 2, 3), x.numel() // x.shape[1]
-        if n:
-            own_var, own_mean = torch.var_mean(exact, dim=axes, correction=0)
-        else:
-            own_var = own_mean = exact.new_zeros(x.shape[1])
-        own = torch.stack([own_mean, own_var * n, torch.full_like(own_mean, n)])
+        own_mean = exact.sum(dim=axes) / max(n, 1)
+        own_squares = (
+            (exact - own_mean.view(1, -1, 1, 1)).square_().sum(dim=axes)
+        )  # var_mean is 8 times slower
+        own = torch.stack([own_mean, own_squares, torch.full_like(own_mean, n)])
         means, squares, counts = workers.gather(own[None]).unbind(dim=1)
         count = counts.sum(dim=0)
         mean = (means * counts).sum(dim=0) / count

@@ -29,14 +29,14 @@ class Settings(BaseModel):
     """Of all workers together."""
     tile: int | None = Field(default=None, ge=1)
     """Edge of the pixels that are learned from, of one window."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=3e-3, gt=0)
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
     warmup: int | None = Field(default=None, ge=0)
     """Steps over which the learning rate rises from 0."""
     loss: str = "ce+dice"
     class_weights: str = "none"
     """none, balanced, or one number per class: "1,2,0.5"."""
-    augment: Literal["none", "light", "strong"] = "strong"
+    augment: Literal["none", "light", "strong"] = "light"
     base_width: int = Field(default=16, ge=1)
     depth: int = Field(default=4, ge=1, le=8)
     norm: Literal["batch", "group", "none"] = "batch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from raysegment.errors import RaysegmentError
 from raysegment.geometry import Size, Window
 from raysegment.metrics import confusion
 from raysegment.model.model import normalise, probabilities
@@ -71,22 +73,34 @@ class Validator:
         """Confusion counts int64 (C, C), rows = truth, of all workers together."""
         classes = len(self.spec.classes)
         counts = np.zeros((classes, classes), np.int64)
-        for _, p, truth in self._answers(module, views):
-            counts += confusion(truth, label(p, thresholds), classes)
+        with self._together():
+            for _, p, truth in self._answers(module, views):
+                counts += confusion(truth, label(p, thresholds), classes)
         return self.workers.sum_array(counts, self.device)
 
     def sample(self, module: nn.Module, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(probabilities (m, C) float32, truth (m,), scene (m,)) of pixels at equal distances, of all workers."""
         every = max(1, math.ceil(sum(v.own.area for v in views) / _KEPT_PX))
         rows = [np.empty((0, len(self.spec.classes) + 2), np.float32)]
-        for view, p, truth in self._answers(module, views):
-            flat = p.reshape(len(p), -1).T[::every]
-            true = truth.reshape(-1)[::every]
-            known = true != IGNORE
-            scene = np.full(int(known.sum()), view.scene)
-            rows.append(np.column_stack([flat[known], true[known], scene]).astype(np.float32))
+        with self._together():
+            for view, p, truth in self._answers(module, views):
+                flat = p.reshape(len(p), -1).T[::every]
+                true = truth.reshape(-1)[::every]
+                known = true != IGNORE
+                scene = np.full(int(known.sum()), view.scene)
+                rows.append(np.column_stack([flat[known], true[known], scene]).astype(np.float32))
         found = self.workers.gather(torch.from_numpy(np.concatenate(rows)).to(self.device)).cpu().numpy()
         return found[:, :-2], found[:, -2].astype(np.int64), found[:, -1].astype(np.int64)
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Meet the other workers afterwards; raises Stopped on all of them when one cannot go on."""
+        error: RaysegmentError | None = None
+        try:
+            yield
+        except RaysegmentError as e:
+            error = e
+        self.workers.agree(error)
 
     @torch.inference_mode()
     def _answers(

@@ -1,0 +1,121 @@
+"""What the first worker writes while it trains: checkpoints, scores, the best model, progress.
+
+Every other worker's keeper does nothing. A file that cannot be written does not end the worker on the spot,
+its peers would wait for it: the error is kept in `trouble`, and said where all workers meet next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from raysegment.errors import RaysegmentError, WorkError
+from raysegment.model.file import save_model
+from raysegment.training.run import RunFolder, write_json
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+    from raysegment.model.spec import ModelSpec
+
+_CHECKPOINT_EVERY_S = 60.0
+_PROGRESS_EVERY_S = 0.5
+_SCALARS = ("loss", "lr", "images_per_s", "mean_iou", "mean_dice", "accuracy")
+
+
+class Keeper:
+    """Writes a run's files, if this worker leads."""
+
+    def __init__(self, run: RunFolder, *, leads: bool) -> None:
+        self.run, self.leads = run, leads
+        self.trouble: RaysegmentError | None = None
+        self._events: SummaryWriter | None = None
+        self._last_checkpoint = time.monotonic()
+        self._last_progress = 0.0
+
+    def opened(self, step: int) -> Self:
+        """Start to write events from `step` on; those of an earlier attempt beyond it are dropped."""
+        if self.leads:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self.run.events), purge_step=step + 1 if step else None)
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._events is not None:
+            self._events.close()
+
+    def progress(self, said: Mapping[str, Any]) -> None:
+        """Now and then: say how far the run is, and hear whether the driver wants it to stop."""
+        now = time.monotonic()
+        if self.leads and now - self._last_progress >= _PROGRESS_EVERY_S:
+            self._last_progress = now
+            with self.noting():
+                write_json(self.run.progress, dict(said))
+                if self.run.failure.exists():
+                    raise WorkError("stopped by the process that started it")
+
+    def checkpoint_is_due(self) -> bool:
+        return self.leads and time.monotonic() - self._last_checkpoint >= _CHECKPOINT_EVERY_S
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """All that an exact resume needs, in one atomic file; nothing once there is trouble."""
+        if self.leads and self.trouble is None:
+            self._last_checkpoint = time.monotonic()
+            buffer = io.BytesIO()
+            torch.save(dict(state), buffer)
+            with self.noting():
+                _replace(self.run.state, buffer.getbuffer())
+
+    def epoch(self, record: Mapping[str, Any], history: list[str]) -> None:
+        """Scores of an epoch, for TensorBoard and, with all before it, as metrics.jsonl."""
+        if self.leads:
+            with self.noting():
+                _replace(self.run.metrics, "\n".join([*history, ""]).encode())
+            if self._events is not None:
+                for name in _SCALARS:
+                    self._events.add_scalar(name, record[name], record["step"])
+
+    def model(self, module: torch.nn.Module, spec: ModelSpec) -> None:
+        if self.leads:
+            with self.noting():
+                save_model(module, spec, self.run.model)
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """Add the outcome to run.json: the run is then finished."""
+        if self.leads:
+            with self.noting():
+                self.run.write_record({**(self.run.read_record() or {}), "result": dict(result)})
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keep what goes wrong inside, the first of it, as trouble."""
+        try:
+            yield
+        except OSError as e:
+            self.trouble = self.trouble or WorkError(
+                f"cannot write to {e.filename or self.run.root}: {e.strerror}"
+            )
+        except RaysegmentError as e:
+            self.trouble = self.trouble or e
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _replace(path: Path, data: bytes | memoryview) -> None:
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp.write_bytes(data)
+    os.replace(temp, path)
