@@ -28,7 +28,7 @@ def farmland(sketch: Sketch, rng: np.random.Generator, cell: Polygon, frame: Fra
             q += width
         p += length
     for _ in range(int(rng.poisson(8))):
-        tree(sketch, rng, random_point(rng, cell), (4.0, 9.0))
+        tree(sketch, rng, random_point(rng, cell), (5.0, 9.0))
 
 
 def wood(sketch: Sketch, rng: np.random.Generator, cell: Polygon) -> None:
@@ -54,7 +54,7 @@ def _parcel(sketch: Sketch, rng: np.random.Generator, strip: Polygon, frame: Fra
         wood(sketch, rng, strip)
     elif u < 0.07 + 0.93 * crops:
         along = frame.angle + rng.normal(0, 0.03) + (np.pi / 2 if rng.uniform() < 0.15 else 0.0)
-        sketch.parcel(strip, int(rng.choice(m.CROPS)), rng.uniform(0.86, 1.12), along)
+        sketch.parcel(strip, int(rng.choice(m.CROPS)), rng.uniform(0.92, 1.08), along)
     else:
         sketch.parcel(strip, int(rng.choice(m.MEADOWS)), rng.uniform(0.9, 1.1))
     if rng.uniform() < 0.3:
@@ -66,4 +66,4 @@ def _hedge(sketch: Sketch, rng: np.random.Generator, strip: Polygon) -> None:
     k = int(rng.integers(len(strip)))
     for y, x in stepped(strip[k], strip[(k + 1) % len(strip)], rng.uniform(7, 14)):
         if rng.uniform() < 0.8:
-            tree(sketch, rng, (y + rng.normal(0, 1.5), x + rng.normal(0, 1.5)), (3.0, 6.5))
+            tree(sketch, rng, (y + rng.normal(0, 1.5), x + rng.normal(0, 1.5)), (4.0, 7.0))

@@ -145,7 +145,7 @@ class Landscape:
         coarse_y, coarse_x = np.meshgrid(_coarse_places(y), _coarse_places(x), indexing="ij")
         slope = value_noise(self.seed, Stream.LIGHT, coarse_y, coarse_x, 900.0)
         cloud = value_noise(self.seed, Stream.CLOUDS, coarse_y, coarse_x, 1700.0)
-        light = 1.0 + 0.07 * slope - 0.16 * np.clip(2.5 * (cloud - 0.35), 0, 1)
+        light = 1.0 + 0.06 * slope - 0.12 * np.clip(2.5 * (cloud - 0.35), 0, 1)
         return _refined(light.astype(np.float32), y, x)
 
 

@@ -73,9 +73,9 @@ def _write(path: Path, tiles: Iterator[bytes], shape: tuple[int, ...], **options
 
 
 def _geo_tags() -> list[tuple[int, int, int, Any, bool]]:
-    """GeoTIFF 1.1: pixel scale, one tie point at the top left corner, a projected CRS by its code."""
+    """GeoTIFF 1.1: pixel scale, one tie point at the top left corner, a projected CRS by its code, metres."""
     double, short = 12, 3
-    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, place.EPSG)
+    keys = (1, 1, 0, 4, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, place.EPSG, 3076, 0, 1, 9001)
     return [
         (33550, double, 3, (place.PIXEL_M, place.PIXEL_M, 0.0), True),
         (33922, double, 6, (0.0, 0.0, 0.0, place.EASTING, place.NORTHING, 0.0), True),

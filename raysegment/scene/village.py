@@ -39,7 +39,7 @@ def village(sketch: Sketch, rng: np.random.Generator, cell: Polygon, frame: Fram
         at = random_point(rng, cell)
         p, q = frame.local(at)
         if min(_gap(q, across), _gap(p, along)) > 13:
-            tree(sketch, rng, at, (3.0, 7.0))
+            tree(sketch, rng, at, (4.0, 7.5))
 
 
 def farm(sketch: Sketch, rng: np.random.Generator, a: Point, b: Point) -> None:
@@ -86,7 +86,7 @@ def _row_of_houses(
             _house(sketch, rng, frame, p, q, half_p, half_q)
             if rng.uniform() < 0.35:
                 behind = q + side * (half_q + rng.uniform(10, 18))
-                _house(sketch, rng, frame, p + rng.uniform(-8, 8), behind, 5.0, 4.0)
+                _house(sketch, rng, frame, p + rng.uniform(-8, 8), behind, 6.0, 5.0)
         p += 2 * half_p + rng.uniform(8, 30)
 
 
