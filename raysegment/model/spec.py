@@ -77,12 +77,16 @@ class ModelSpec(BaseModel):
         for name in ("mean", "std"):
             n = len(getattr(self, name))
             if n not in (1, self.channels):
-                raise ValueError(f"{name} has {n} values, the model {self.channels} channels: give one or {self.channels}")
+                raise ValueError(
+                    f"{name} has {n} values, the model {self.channels} channels: give one or {self.channels}"
+                )
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std {self.std} must be positive")
         if self.thresholds is not None:
             if len(self.thresholds) != len(self.classes):
-                raise ValueError(f"thresholds has {len(self.thresholds)} values for {len(self.classes)} classes")
+                raise ValueError(
+                    f"thresholds has {len(self.thresholds)} values for {len(self.classes)} classes"
+                )
             if any(not 0 < t <= 1 for t in self.thresholds):
                 raise ValueError(f"thresholds {self.thresholds} must lie in (0, 1]")
         names = [c.name for c in self.classes]

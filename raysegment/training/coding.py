@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raysegment.classes import ClassMap, class_code, pixel_codes
+from raysegment.classes import IGNORE, ClassMap, class_code, pixel_codes
 from raysegment.errors import InputError
+from raysegment.mask.coding import read_coding
 from raysegment.model.spec import Class, Colour, default_classes
 
 if TYPE_CHECKING:
@@ -69,6 +70,17 @@ def count_codes(kind: Kind, pixels: np.ndarray, valid: np.ndarray | None) -> Cou
     if kind == "colours":
         codes = [(int(v) >> 32, int(v) >> 16 & 0xFFFF, int(v) & 0xFFFF) for v in found]
     return Counter(dict(zip(codes, map(int, counts), strict=True)))
+
+
+def told(masks: Sequence[str]) -> ClassMap | None:
+    """The coding that all masks carry in their own metadata, as those written here do; None when one does not."""
+    codings = [read_coding(mask) for mask in masks]
+    first = codings[0]
+    if first is None or any(c is None or (c.classes, c.nodata) != (first.classes, first.nodata) for c in codings):
+        return None
+    classes = tuple(c.model_copy(update={"value": i}) for i, c in enumerate(first.classes))
+    codes = {**{i: i for i in range(len(classes))}, first.nodata: IGNORE}
+    return ClassMap(classes, codes, source="the masks' own coding")
 
 
 def infer(files: Sequence[FileCodes]) -> ClassMap:

@@ -20,7 +20,7 @@ from raysegment.classes import ClassMap, class_code
 from raysegment.errors import InputError
 from raysegment.geometry import Window
 from raysegment.raster import Raster, open_raster
-from raysegment.training.coding import Code, FileCodes, count_codes, infer, kind_of
+from raysegment.training.coding import Code, FileCodes, count_codes, infer, kind_of, told
 from raysegment.training.dataset import Format, Scene, blocks
 
 #: About a minute of decoding.
@@ -45,12 +45,13 @@ def survey(
 ) -> Survey:
     """Read training images once and all masks once. Raises InputError when the coding is in doubt, a mask
     holds what the classes file does not name, a class never occurs, or an image holds inf."""
-    given = None if classes_file is None else ClassMap.load(classes_file)
+    scenes = (*train, *val)
+    given = told([s.mask for s in scenes]) if classes_file is None else ClassMap.load(classes_file)
     moments = [_Moments() for _ in fmt.channels]
     found: list[FileCodes] = []
-    every = math.ceil(sum(s.size.area for s in (*train, *val)) / AFFORDABLE_PX)
-    with console.progress("check", len(train) + len(val), "images") as bar:
-        for i, scene in enumerate((*train, *val)):
+    every = math.ceil(sum(s.size.area for s in scenes) / AFFORDABLE_PX)
+    with console.progress("check", len(scenes), "images") as bar:
+        for i, scene in enumerate(scenes):
             found.append(_count(scene, given, every))
             if i < len(train):
                 _measure(scene, fmt, moments, every)
