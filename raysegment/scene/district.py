@@ -15,7 +15,7 @@ import numpy as np
 from raysegment.scene import materials as m
 from raysegment.scene.countryside import farmland, wood
 from raysegment.scene.noise import Stream, hash01, place_rng, value_noise
-from raysegment.scene.polygon import Frame, Point, clipped
+from raysegment.scene.polygon import Frame, Point, clipped, inset
 from raysegment.scene.sketch import Shapes, Sketch
 from raysegment.scene.village import farm, village
 
@@ -27,6 +27,8 @@ REACH_PX = 780
 _AROUND_PX = 150.0
 
 _LEAST_ROAD_PX = 12.0
+#: Forests keep this far from the borders, where roads run.
+_CLEARING_PX = 20.0
 _LEAST_FARM_ROAD_PX = 150.0
 _MAIN_HALF_PX, _LANE_HALF_PX = 9.0, 6.0
 
@@ -41,7 +43,8 @@ def district(seed: int, row: int, column: int) -> Shapes:
     if kind == "village":
         village(sketch, rng, cell, frame)
     elif kind == "forest":
-        wood(sketch, rng, cell)
+        sketch.parcel(cell, m.VERGE)
+        wood(sketch, rng, inset(cell, _CLEARING_PX))
     else:
         farmland(sketch, rng, cell, frame, crops=0.86 if kind == "farmland" else 0.15)
     _borders(sketch, seed, (row, column), cell, behind)

@@ -56,12 +56,12 @@ _ROOFS = (
     (152, 90, 72), (142, 84, 68), (164, 102, 80), (126, 76, 64), (112, 82, 70), (150, 108, 88),
     (80, 84, 100), (176, 170, 166), (192, 190, 186),
 )  # fmt: skip
-_ASPHALT = ((114, 112, 110), (124, 121, 116), (106, 105, 105), (132, 126, 114))  # the last is gravel
+_ASPHALT = ((114, 112, 110), (124, 121, 116), (106, 105, 105), (138, 128, 112))  # the last is gravel
 
 MATERIALS: tuple[Material, ...] = (
     *(Material(GRASS, c, grain=0.08, patches=0.16) for c in _MEADOWS),
     *(Material(GRASS, c, grain=0.07, patches=0.12) for c in _LAWNS),
-    Material(GRASS, (126, 128, 92), grain=0.08, patches=0.14),  # verge
+    Material(GRASS, (130, 128, 96), grain=0.08, patches=0.14),  # verge
     Material(GRASS, (124, 124, 84), grain=0.10, patches=0.20),  # bank
     *(Material(FIELD, c, grain=0.05, patches=0.09, rows=r, row_px=p) for c, r, p in _CROPS),
     *(Material(FOREST, c, grain=0.06, patches=0.14, crowns=1.0) for c in _WOODS),

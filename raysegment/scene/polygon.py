@@ -98,6 +98,18 @@ def depth_inside(polygon: Polygon, at: Point) -> float:
     )
 
 
+def inset(polygon: Polygon, by: float) -> list[Point]:
+    """What is left of a convex polygon when every edge moves `by` inwards; empty if nothing is."""
+    sign = 1.0 if signed_area(polygon) > 0 else -1.0
+    part, labels = list(polygon), [0] * len(polygon)
+    for a, b in edges(polygon):
+        length = math.dist(a, b)
+        if length > 1e-9:
+            outward = (sign * (b[1] - a[1]) / length, -sign * (b[0] - a[0]) / length)
+            part, labels = clipped(part, labels, outward, outward[0] * a[0] + outward[1] * a[1] - by, 0)
+    return part
+
+
 def random_point(rng: np.random.Generator, polygon: Polygon) -> Point:
     """A point of a convex polygon, every place alike."""
     fan = [(polygon[0], b, c) for b, c in itertools.pairwise(polygon[1:])]

@@ -10,8 +10,8 @@ from raysegment.scene.noise import Stream, place_rng
 
 #: Two edges without a common factor of note, so that the sum of two textures does not repeat visibly.
 GRAIN_PX = 500
-PATCH_PX = 972
-CROWN_PX = 1024
+PATCH_PX = 864
+CROWN_PX = 768
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,11 @@ def sliced(texture: np.ndarray, y: int, x: int, size: int) -> np.ndarray:
 
 def _filtered(seed: int, stream: Stream, edge: int, sigmas: tuple[float, ...]) -> np.ndarray:
     """White noise smoothed by Gaussians of these widths, each brought to the same strength, added up."""
-    frequency = np.fft.fftfreq(edge)
-    squared = frequency[:, None] ** 2 + frequency[None, :] ** 2
+    squared = np.fft.fftfreq(edge)[:, None] ** 2 + np.fft.rfftfreq(edge)[None, :] ** 2
     total = np.zeros((edge, edge))
     for k, sigma in enumerate(sigmas):
-        white = np.fft.fft2(place_rng(seed, stream, k).standard_normal((edge, edge)))
-        smooth = np.fft.ifft2(white * np.exp(-2.0 * (np.pi * sigma) ** 2 * squared)).real
+        white = np.fft.rfft2(place_rng(seed, stream, k).standard_normal((edge, edge)))
+        smooth = np.fft.irfft2(white * np.exp(-2.0 * (np.pi * sigma) ** 2 * squared), s=(edge, edge))
         total += (smooth - smooth.mean()) / smooth.std()
     return (total / total.std()).astype(np.float32)
 
