@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -12,6 +14,7 @@ from raysegment.cli import train, infer, evaluate, look, synth, demo, doctor, pr
 # isort: on
 from raysegment import console
 from raysegment.cli.common import app
+from raysegment.cli.root import INTERRUPTED
 
 
 def _version(wanted: bool) -> None:
@@ -45,4 +48,12 @@ def root(
 
 def main() -> None:
     """What the installed script `raysegment` runs."""
-    app(prog_name="raysegment")
+    try:
+        app(prog_name="raysegment")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            # A thread may still be inside Ray's C++, which would abort while Python takes itself down.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
