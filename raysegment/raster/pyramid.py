@@ -33,26 +33,30 @@ class LevelPages:
 
 def find_levels(tif: TiffFile, select: Mapping[str, int], path: str) -> tuple[LevelPages, ...]:
     """The levels of the first image of the file, full resolution first. Raises InputError, UsageError."""
+    if not tif.series:
+        raise InputError(f"{path} is a TIFF without an image")
     series = tif.series[0]
+    # Microscopes' own formats, thousands of pages some of them, have no use for mask pages.
+    pages = _all_pages(tif) if series.kind in _MAY_HAVE_MASKS else []
     if series.kind in _SELF_DESCRIBED:
-        levels = _by_subfile_type(tif, select, path)
+        levels = _by_subfile_type(pages, select, path)
     else:
         levels = [_of_series(level, select, path) for level in series.levels]
-    # Microscopes' own formats, thousands of pages some of them, have no use for mask pages.
-    masks = [p for p in _all_pages(tif) if p.subfiletype & _MASK] if series.kind in _MAY_HAVE_MASKS else []
-    return tuple(LevelPages(tuple(pages), _mask_for(pages[0][0].keyframe, masks)) for pages in levels)
+    masks = [p for p in pages if p.subfiletype & _MASK]
+    return tuple(LevelPages(tuple(found), _mask_for(found[0][0].keyframe, masks)) for found in levels)
 
 
 def _all_pages(tif: TiffFile) -> list[TiffPage]:
-    """Every page with its own header read in full."""
+    """Every page that has a size, with its own header read in full."""
     pages: list[Any] = [tif.pages.get(i, aspage=True) for i in range(len(tif.pages))]
     return [page for page in pages if page.imagelength]
 
 
 def _by_subfile_type(
-    tif: TiffFile, select: Mapping[str, int], path: str
+    pages: Sequence[TiffPage], select: Mapping[str, int], path: str
 ) -> list[list[tuple[Any, int | None]]]:
-    pages = _all_pages(tif)
+    if not pages:
+        raise InputError(f"{path} has no page with a size: there is nothing to read")
     images = [p for p in pages if not p.subfiletype & (_REDUCED | _MASK)] or pages[:1]
     alike = [p for p in images if _alike(p, images[0]) and p.shape == images[0].shape]
     axes = resolve(
@@ -63,9 +67,16 @@ def _by_subfile_type(
     smaller = [p for p in subpages if not p.subfiletype & _MASK]
     if len(alike) == 1:
         smaller += [p for p in pages if p is not main and _is_reduced(p, main)]
-    fitting = [p for p in smaller if _alike(p, main) and p.imagelength < main.imagelength]
+    fitting = [p for p in smaller if _alike(p, main) and _is_scaled(p, main)]
     fitting.sort(key=lambda p: -p.imagelength * p.imagewidth)
     return [[(p, None)] for p in [main, *fitting]]
+
+
+def _is_scaled(page: TiffPage, main: TiffPage) -> bool:
+    """Smaller by the same factor in both directions, to a pixel: a label or a macro picture is not."""
+    height, width = main.imagelength, main.imagewidth
+    skew = abs(page.imagelength * width - page.imagewidth * height)
+    return page.imagelength < height and skew <= height + width
 
 
 def _alike(page: TiffPage, main: TiffPage) -> bool:
