@@ -76,7 +76,9 @@ def told(masks: Sequence[str]) -> ClassMap | None:
     """The coding that all masks carry in their own metadata, as those written here do; None when one does not."""
     codings = [read_coding(mask) for mask in masks]
     first = codings[0]
-    if first is None or any(c is None or (c.classes, c.nodata) != (first.classes, first.nodata) for c in codings):
+    if first is None or any(
+        c is None or (c.classes, c.nodata) != (first.classes, first.nodata) for c in codings
+    ):
         return None
     classes = tuple(c.model_copy(update={"value": i}) for i, c in enumerate(first.classes))
     codes = {**{i: i for i in range(len(classes))}, first.nodata: IGNORE}

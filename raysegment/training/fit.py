@@ -92,7 +92,9 @@ def train(
         run.write_record(record)
         run.config.write_text(to_toml({"val": str(val), **record["settings"]}), encoding="utf-8")
         console.say(f"masks: {coding_text(record)}")
-        _fit(job_of(record, asked, run), count, gpus)
+        job = job_of(record, asked, run)
+        console.say(_outline(job, count, resumed=run.state.exists()))
+        _fit(job, count, gpus)
         record = run.read_record() or {}
         if "result" not in record:
             raise WorkError(f"the workers ended without a result in {run.record}: run the same command again")
@@ -171,6 +173,7 @@ def ray_worker(config: dict[str, Any]) -> None:
         from ray.train.torch import get_device
 
         device = get_device()
+        torch.cuda.set_device(device)
     try:
         work(job, Workers(), device, config["threads"])
     except Stopped as stopped:
@@ -223,6 +226,17 @@ def _check_room(workers: int, threads: int, gpus: bool) -> None:
             raise UsageError(
                 f"--workers {workers} needs {needed} {name}s, this Ray has {have.get(name, 0):g}: give fewer workers"
             )
+
+
+def _outline(job: Job, workers: int, *, resumed: bool) -> str:
+    """What is about to happen, in one line."""
+    s = job.settings
+    held = " … ".join(dict.fromkeys((job.val[0].name, job.val[-1].name)))
+    return (
+        f"{'go on to train' if resumed else 'train'} on {len(job.train)} images, validate on {len(job.val)} ({held}): "
+        f"{s.epochs} × {s.steps_per_epoch} steps of {s.batch_size} windows of {s.tile} px, {s.precision}, "
+        f"workers: {workers}"
+    )
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:
