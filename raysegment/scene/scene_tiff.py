@@ -31,14 +31,16 @@ _DEFLATE_LEVEL = 1
 def write_tiffs(scene: Landscape, size: int, image: Path, mask: Path, progress: Progress) -> None:
     """Write both files; `progress` advances by the megapixels made."""
     edge = -(-size // TILE_PX)
-    tiles = ((row, column) for row in range(edge) for column in range(edge))
+    # Tiles are drawn here and compressed by other threads: drawing in several was no faster (the interpreter's
+    # lock, and memory that threads give back at once), compressing beside it hides a quarter of the time.
+    tiles = (scene.tile(row, column) for row in range(edge) for column in range(edge))
     # The image is written as it is made. The mask's tiles, a hundredth of its size, wait in a scratch file
     # until the image is complete: tifffile writes one file at a time.
     with tempfile.TemporaryFile(dir=image.parent) as scratch:
         lengths: list[int] = []
 
         def images() -> Iterator[bytes]:
-            for pixels, classes in in_order(lambda place: _encoded(scene, *place), tiles):
+            for pixels, classes in in_order(_encoded, tiles):
                 lengths.append(scratch.write(classes))
                 progress.advance(TILE_PX**2 / 1e6)
                 yield pixels
@@ -48,8 +50,8 @@ def write_tiffs(scene: Landscape, size: int, image: Path, mask: Path, progress: 
         _write(mask, (scratch.read(n) for n in lengths), (size, size), **_mask_tags())
 
 
-def _encoded(scene: Landscape, row: int, column: int) -> tuple[bytes, bytes]:
-    pixels, classes = scene.tile(row, column)
+def _encoded(tile: tuple[np.ndarray, np.ndarray]) -> tuple[bytes, bytes]:
+    pixels, classes = tile
     return (
         bytes(imagecodecs.deflate_encode(pixels.tobytes(), level=_DEFLATE_LEVEL)),
         bytes(imagecodecs.deflate_encode(classes.tobytes(), level=6)),

@@ -15,7 +15,6 @@ from raysegment.mask.store import MaskHeader, MaskStore
 from raysegment.scene import place
 from raysegment.scene.landscape import TILE_PX, Landscape
 from raysegment.scene.materials import CLASSES
-from raysegment.scene.stream import in_order
 
 if TYPE_CHECKING:
     from raysegment.console import Progress
@@ -62,9 +61,9 @@ def _shard(scene: Landscape, window: Window) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (3, h, w) and classes (h, w) of a shard."""
     pixels = np.empty((_BANDS, window.height, window.width), np.uint8)
     classes = np.empty((window.height, window.width), np.uint8)
-    tiles = list(_tiles(window))
-    for tile, (colours, indices) in zip(tiles, in_order(lambda at: scene.tile(*at), tiles), strict=True):
-        whole = Window(y=tile[0] * TILE_PX, x=tile[1] * TILE_PX, height=TILE_PX, width=TILE_PX)
+    for row, column in _tiles(window):
+        colours, indices = scene.tile(row, column)
+        whole = Window(y=row * TILE_PX, x=column * TILE_PX, height=TILE_PX, width=TILE_PX)
         part = whole.intersect(window)
         pixels[(slice(None), *part.slices(window))] = colours[part.slices(whole)].transpose(2, 0, 1)
         classes[part.slices(window)] = indices[part.slices(whole)]

@@ -1,4 +1,4 @@
-"""Tiles of a landscape in the order they are wanted, made by all cores, in bounded memory."""
+"""Work on a stream of items by all cores, in order and in bounded memory."""
 
 from __future__ import annotations
 
