@@ -154,6 +154,18 @@ def test_thresholds_are_left_equal_where_they_gain_little() -> None:
     assert choose(noise, rng.integers(0, 2, 300), rng.integers(0, 4, 300), "accuracy") is None
 
 
+def test_no_class_pays_for_the_thresholds() -> None:
+    """A network that is mostly wrong: one class everywhere scores better, and is no threshold to keep."""
+    rng = np.random.default_rng(0)
+    truth = (rng.random(20_000) < 0.9).astype(np.int64)
+    p1 = np.clip(rng.normal(0.45, 0.1, 20_000) + 0.02 * truth, 0.01, 0.99)
+    p = np.column_stack([1 - p1, p1]).astype(np.float32)
+    everywhere = label(p.T.reshape(2, -1, 1), (0.99, 0.01)).ravel()
+    gain = Scores.of(confusion(truth, everywhere, 2), ["a", "b"]).mean_iou
+    assert gain > Scores.of(confusion(truth, p.argmax(axis=1), 2), ["a", "b"]).mean_iou + 0.1
+    assert choose(p, truth, rng.integers(0, 6, 20_000), "mean_iou") is None
+
+
 def test_thresholds_of_three_classes() -> None:
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 3, 20_000)

@@ -98,7 +98,12 @@ def train(
         record = run.read_record() or {}
         if "result" not in record:
             raise WorkError(f"the workers ended without a result in {run.record}: run the same command again")
-        return TrainResult.of_record(run.model, record, already_done=False)
+        result = TrainResult.of_record(run.model, record, already_done=False)
+        if result.metrics.accuracy <= result.metrics.constant_accuracy:
+            console.warn(
+                "the model is no better than a constant answer: train longer, or look at the validation images"
+            )
+        return result
 
 
 def _fit(job: Job, workers: int, gpus: bool) -> None:
