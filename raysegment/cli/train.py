@@ -75,7 +75,7 @@ def train(
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="What the masks' values or colours mean.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Times to train and validate.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Times to train and validate.")] = 8,
     steps_per_epoch: Annotated[
         int | None, typer.Option(help="Default: two passes over the pixels, 20 to 1000 steps.")
     ] = None,

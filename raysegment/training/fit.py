@@ -35,7 +35,7 @@ def train(
     out: str | os.PathLike[str],
     val: str | float | os.PathLike[str] = 0.2,
     classes: str | os.PathLike[str] | None = None,
-    epochs: int = 10,
+    epochs: int = 8,
     steps_per_epoch: int | None = None,
     batch_size: int = 8,
     tile: int | None = None,

@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=10, ge=1)
+    epochs: int = Field(default=8, ge=1)
     steps_per_epoch: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     """Of all workers together."""
