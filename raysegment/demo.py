@@ -104,9 +104,7 @@ def demo(out: str | Path = "demo-out", *, size: int = 4096) -> DemoResult:
     preview(scene, mask, out=overview, overwrite=True)
     edge = min(768, size)
     start = (size - edge) // 2
-    preview(
-        scene, mask, out=detail, region=Window(y=start, x=start, height=edge, width=edge), overwrite=True
-    )
+    preview(scene, mask, out=detail, region=Window(y=start, x=start, height=edge, width=edge), overwrite=True)
     return DemoResult(
         folder, scene, mask, (overview, detail), trained, inferred, scores, time.monotonic() - started
     )

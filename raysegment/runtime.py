@@ -26,7 +26,7 @@ def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
     loopback; its other ports do not (Ray offers no way), so it answers only to the token of this user.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "ray" not in sys.modules:  # Ray settles these when it is imported; later they could only be contradicted
+    if "ray" not in sys.modules:  # Ray settles these when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if not console.is_verbose():  # it goes to stdout, where --json writes; whoever is hurt says so itself
             os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
@@ -36,7 +36,9 @@ def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
         yield
         return
     if "RAY_ADDRESS" in os.environ:
-        console.warn("RAY_ADDRESS is set, but running in that cluster is not built yet: working on this machine")
+        console.warn(
+            "RAY_ADDRESS is set, but running in that cluster is not built yet: working on this machine"
+        )
     quiet = not console.is_verbose()
     if quiet:
         # Ray's C++ side logs an error for every pool of actors that has arguments; ours report their own failures.
