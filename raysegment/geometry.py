@@ -110,3 +110,17 @@ def reflect(indices: np.ndarray, length: int) -> np.ndarray:
     period = 2 * (length - 1)
     folded = np.mod(indices, period)
     return np.minimum(folded, period - folded)
+
+
+def mirror(window: Window, size: Size) -> tuple[Window, tuple[np.ndarray, ...] | None]:
+    """How to read a window that may stick out of an image of `size`, by mirroring at the image's edge.
+
+    Returns the hull of the pixels it is made of, and the index that makes the window from the hull's pixels
+    (`hull_pixels[index]`); None where the window lies inside and the hull is the window itself.
+    """
+    import numpy as np
+
+    ys = reflect(np.arange(window.y, window.bottom), size.height)
+    xs = reflect(np.arange(window.x, window.right), size.width)
+    hull = Window.between(int(ys.min()), int(xs.min()), int(ys.max()) + 1, int(xs.max()) + 1)
+    return hull, None if hull == window else np.ix_(ys - hull.y, xs - hull.x)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysegment.geometry import Size, Window, reflect
+from raysegment.geometry import Size, Window, mirror, reflect
 from raysegment.inference.blend import weights, window
 from raysegment.inference.grid import Axis, Grid
 
@@ -32,6 +32,18 @@ def test_reflect_is_numpys_mirror(length: int, before: int, after: int) -> None:
     assert np.array_equal(
         reflect(np.arange(-before, length + after), length), np.pad(row, (before, after), "reflect")
     )
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(-20, 20), st.integers(-20, 20), st.integers(1, 30))
+def test_a_window_that_sticks_out_is_cut_from_the_mirrored_image(
+    height: int, width: int, y: int, x: int, edge: int
+) -> None:
+    image = np.arange(height * width).reshape(height, width)
+    window = Window(y=y, x=x, height=edge, width=edge)
+    hull, index = mirror(window, Size(height, width))
+    found = image[hull.slices()] if index is None else image[hull.slices()][index]
+    padded = np.pad(image, 60, "reflect")
+    assert np.array_equal(found, padded[60 + y : 60 + y + edge, 60 + x : 60 + x + edge])
 
 
 @given(axes())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from raysegment.errors import AnswerError, InputError, WorkError
-from raysegment.geometry import Block, Window, reflect
+from raysegment.geometry import Block, Window, mirror
 from raysegment.inference.blend import FIXED_POINT_BITS, weights
 from raysegment.inference.labels import labels_of
 from raysegment.inference.record import Record
@@ -30,8 +30,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class BlockPixels:
     """What the tiles of one block see, mirrored at the image's edge."""
 
-    origin: tuple[int, int]
-    """Image row and column of the first pixel; negative where the tiles stick out."""
+    window: Window
+    """Where they lie; it sticks out of the image where the tiles do."""
     pixels: np.ndarray
     """(h, w, channels) as stored, the network's channels only."""
     valid: np.ndarray | None
@@ -43,15 +43,13 @@ def read_block(
 ) -> BlockPixels:
     """Read all pixels that a block's tiles see. Raises ReadError, and WorkError for inf in the pixels."""
     rows, cols = grid.block_tiles(block)
-    top, left = grid.y.tile_start(rows[0]) - margin, grid.x.tile_start(cols[0]) - margin
-    bottom = grid.y.tile_start(rows[-1]) + grid.tile + margin
-    right = grid.x.tile_start(cols[-1]) + grid.tile + margin
-    ys, xs = (
-        reflect(np.arange(top, bottom), grid.image.height),
-        reflect(np.arange(left, right), grid.image.width),
+    seen = Window.between(
+        grid.y.tile_start(rows[0]) - margin,
+        grid.x.tile_start(cols[0]) - margin,
+        grid.y.tile_start(rows[-1]) + grid.tile + margin,
+        grid.x.tile_start(cols[-1]) + grid.tile + margin,
     )
-    hull = Window.between(int(ys.min()), int(xs.min()), int(ys.max()) + 1, int(xs.max()) + 1)
-
+    hull, index = mirror(seen, grid.image)
     stored = raster.read(hull)
     valid = raster.valid(hull, stored)
     pixels = stored if channels == tuple(range(stored.shape[2])) else stored[:, :, channels]
@@ -59,11 +57,10 @@ def read_block(
         raise WorkError(
             f"{raster.path} holds inf in block {block.row},{block.col} ({hull}): mend or mask those pixels"
         )
-    if (top, left, bottom, right) != (hull.y, hull.x, hull.bottom, hull.right):
-        mirror = np.ix_(ys - hull.y, xs - hull.x)
-        pixels = pixels[mirror]
-        valid = None if valid is None else valid[mirror]
-    return BlockPixels((top, left), np.ascontiguousarray(pixels), valid)
+    if index is not None:
+        pixels = pixels[index]
+        valid = None if valid is None else valid[index]
+    return BlockPixels(seen, np.ascontiguousarray(pixels), valid)
 
 
 class Segmenter:
@@ -100,8 +97,7 @@ class Segmenter:
                         into_rows, into_cols = part.slices(window)
                         rims[name][:, into_rows, into_cols] = sums[:, rows, cols].cpu().numpy()
         if seen.valid is not None:
-            origin = Window(y=seen.origin[0], x=seen.origin[1], height=0, width=0)
-            labels[~seen.valid[own.slices(origin)]] = plan.nodata
+            labels[~seen.valid[own.slices(seen.window)]] = plan.nodata
         rows_run, cols_run = grid.block_tiles(block)
         return Record(own, labels, rims, tiles=len(rows_run) * len(cols_run))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from raysegment.classes import ClassMap
 from raysegment.errors import InputError
-from raysegment.geometry import Size, Window, reflect
+from raysegment.geometry import Size, Window, mirror
 from raysegment.raster import Raster, open_raster
 from raysegment.training.dataset import Scene, usable
 from raysegment.training.survey import mask_valid
@@ -88,14 +88,10 @@ class WindowReader:
         """A window, mirrored where it sticks out of the scene. Raises ReadError, and InputError for a mask
         value that belongs to no class."""
         size = self.scenes[scene].size
-        ys = reflect(np.arange(window.y, window.bottom), size.height)
-        xs = reflect(np.arange(window.x, window.right), size.width)
-        hull = Window.between(int(ys.min()), int(xs.min()), int(ys.max()) + 1, int(xs.max()) + 1)
+        hull, index = mirror(window, size)
         whole = self._whole(scene) if size.area <= _WHOLE_PX else None
         found = self._decode(scene, hull) if whole is None else _cut(whole, hull.slices())
-        if hull != window:
-            found = _cut(found, np.ix_(ys - hull.y, xs - hull.x))
-        return found
+        return found if index is None else _cut(found, index)
 
     def _whole(self, scene: int) -> Sample:
         if scene in self._cache:
