@@ -20,6 +20,7 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 wheel: $(VENV)/ready
+	rm -rf dist build
 	$(BIN)/python -m build --wheel --outdir dist
 
 clean:

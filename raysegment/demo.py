@@ -90,11 +90,11 @@ def demo(out: str | Path = "demo-out", *, size: int = 4096) -> DemoResult:
     trained = train(training, val=validation, out=folder / "run", **_RECIPE)
 
     console.say(f"2/4  segment a held-out scene of {size} px")
-    scene = folder / "held-out.tif"
+    scene = folder / f"held-out-{size}.tif"
     if not scene.exists():
         synth(scene, size=size, seed=_HELD_OUT_SEED)
-    mask = folder / "mask.zarr"
-    inferred = infer(scene, model=trained.model, out=mask, tile=512)
+    mask = folder / f"mask-{size}.zarr"
+    inferred = infer(scene, model=trained.model, out=mask, tile=512, overwrite=True)
 
     console.say("3/4  score it against the truth")
     scores = evaluate(mask, scene.with_suffix(".mask.tif"))

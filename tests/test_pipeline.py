@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,67 @@ def test_a_folder_that_is_no_mask_is_never_deleted(scene: Path, tmp_path: Path) 
         with pytest.raises(OutputExistsError, match="no mask of raysegment"):
             infer(scene, model=identity(channels=3), out=tmp_path / "m.zarr", overwrite=overwrite)
     assert precious.read_text() == "years"
+
+
+def test_the_scratch_is_a_folder_of_its_own(scene: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("years")
+    call = {"model": identity(channels=3), "out": tmp_path / "m.zarr"}
+    with pytest.raises(UsageError, match="holds other files"):
+        infer(scene, scratch=tmp_path, **call)
+    with pytest.raises(UsageError, match="is a file"):
+        infer(scene, scratch=precious, **call)
+    scratch = Scratch(tmp_path / "s")
+    with scratch.lock():
+        (scratch.path / "mine.txt").write_text("kept")
+        scratch.remove()
+    assert [p.name for p in scratch.path.iterdir()] == ["mine.txt"]
+    assert precious.read_text() == "years"
+
+
+def test_the_source_is_never_in_the_way(tmp_path: Path) -> None:
+    source = tmp_path / "image.zarr"
+    zarr.create_array(source, data=np.zeros((50, 50), np.uint8), dimension_names=("y", "x"))
+    for out in (source, source / "mask.zarr"):
+        with pytest.raises(UsageError, match="in one another"):
+            infer(source, model=identity(), out=out, overwrite=True)
+    assert (source / "zarr.json").exists()
+
+
+def test_an_overwritten_mask_is_gone_before_the_plan_is_there(
+    scene: Path, mask: tuple[Path, rs.InferResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.zarr"
+    shutil.copytree(mask[0], out)
+    scratch = Scratch(tmp_path / "m.zarr.scratch")
+    seen = []
+    save = Scratch.save_plan
+    monkeypatch.setattr(Scratch, "save_plan", lambda *a: (seen.append(out.exists()), save(*a))[1])
+    with scratch.lock():
+        Job.open(scene, identity(channels=3), Request(tile=64), None, out).settle(scratch, overwrite=True)
+    assert seen == [False]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.zarr.scratch"]
+
+
+def test_an_unfinished_run_into_another_output_is_not_taken_over(scene: Path, tmp_path: Path) -> None:
+    scratch, model = Scratch(tmp_path / "s"), identity(channels=3)
+    with scratch.lock():
+        Job.open(scene, model, Request(tile=64), None, tmp_path / "a.zarr").settle(scratch, overwrite=False)
+        other = Job.open(scene, model, Request(tile=64), None, tmp_path / "b.zarr")
+        with pytest.raises(OutputExistsError, match="another out"):
+            other.settle(scratch, overwrite=False)
+
+
+def test_a_plan_of_another_version_may_be_overwritten(scene: Path, tmp_path: Path) -> None:
+    scratch, model = Scratch(tmp_path / "m.zarr.scratch"), identity(channels=3)
+    with scratch.lock():
+        job = Job.open(scene, model, Request(tile=64), None, tmp_path / "m.zarr")
+        job.settle(scratch, overwrite=False)
+        plan_file = scratch.path / "plan.json"
+        plan_file.write_text(plan_file.read_text().replace('"version": 1', '"version": 99'))
+        with pytest.raises(OutputExistsError, match="--overwrite"):
+            job.settle(scratch, overwrite=False)
+        assert job.settle(scratch, overwrite=True)[0].version == 1
 
 
 def test_a_failing_block_stops_the_job_and_loses_nothing(tmp_path: Path, ray_cluster: None) -> None:

@@ -63,6 +63,8 @@ def infer(
     select: Annotated[
         str | None, typer.Option(metavar="z=0,t=0", help="Which plane of an image with further axes.")
     ] = None,
+    polygons: Annotated[str | None, typer.Option(hidden=True)] = None,
+    into_labels: Annotated[str | None, typer.Option(hidden=True)] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a mask that something else made.")
     ] = False,
@@ -74,6 +76,9 @@ def infer(
     """
     from raysegment.inference import run
 
+    for option, asked in (("--polygons", polygons), ("--into-labels", into_labels)):
+        if asked is not None:
+            raise NotBuiltError(f"{option} {asked}: not built yet")
     if len(source) > 1:
         raise NotBuiltError(
             f"{len(source)} sources: several images in one call are not built yet; call once for each"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysegment import console
 from raysegment.errors import NotBuiltError, OutputExistsError, UsageError
+from raysegment.hardware import pick_device
 from raysegment.inference.plan import (
     ImagePlan,
     Plan,
@@ -68,7 +69,27 @@ class Job:
         else:
             spec, identity, network = model.spec, model.identity(), model
         raster = open_raster(source, select=select)
+        here, there = out.resolve(), Path(raster.path).resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise UsageError(
+                f"--out {out} and the source {raster.path} lie in one another: name another output"
+            )
         return cls(raster, dict(select) if select else None, network, identity, spec, request, out)
+
+    def check(self) -> None:
+        """Raise UsageError or InputError for what does not fit, before anything is touched."""
+        pick_device(self.request.device)
+        choose_tile(self.request, self.spec)
+        choose_region(self.request, self.raster)
+        choose_channels(self.raster, self.spec)
+        trained, stored = self.spec.pixel_size, self.raster.pixel_size
+        if trained and stored and trained[2] == stored[2] and trained[2] is not None:
+            ratio = max(trained[0] / stored[0], stored[0] / trained[0])
+            if ratio > 1.1:
+                console.warn(
+                    f"{self.raster.path} has pixels of {stored[0]:g} {stored[2]}, the model learned at {trained[0]:g}: "
+                    "resampling on read is not built yet, the mask may be wrong"
+                )
 
     def load(self) -> Model:
         """The network, in this process."""
@@ -76,7 +97,6 @@ class Job:
 
     def resolve(self) -> tuple[Plan, Measured]:
         """Turn every "auto" into a value. Raises UsageError and InputError for what does not fit."""
-        from raysegment.hardware import pick_device
         from raysegment.inference.auto import measure
 
         spec, request = self.spec, self.request
@@ -138,7 +158,7 @@ class Job:
             return None
         about = finished(self.out)
         if about is None:
-            unfinished = scratch.load_plan() is not None
+            unfinished = scratch.load_plan(overwrite=overwrite) is not None
             empty = self.out.is_dir() and not any(self.out.iterdir())
             if not (unfinished or empty or (overwrite and _is_zarr(self.out))):
                 raise OutputExistsError(
@@ -155,12 +175,14 @@ class Job:
 
     def settle(self, scratch: Scratch, overwrite: bool) -> tuple[Plan, Measured | None]:
         """The plan of the run that was interrupted, or a new one, written down. The scratch must be locked."""
-        plan = scratch.load_plan()
+        plan = scratch.load_plan(overwrite=overwrite)
         if plan is not None:
             differences = self.differences(plan.recipe(plan.images[0])) + self._run_differences(plan)
             if not differences:
                 scratch.forget_attempts()
-                return plan, None
+                if finished(self.out) is not None:  # of another recipe, or it would have been answered
+                    self._clear_output(scratch, plan)
+                return self._here(plan), None
             if not overwrite:
                 raise OutputExistsError(
                     f"{scratch.path} holds an unfinished run with another {' and '.join(differences)}: "
@@ -169,10 +191,23 @@ class Job:
         plan, measured = self.resolve()
         check_space(plan, scratch.path)
         scratch.clear()
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        scratch.save_plan(plan)
+        self._clear_output(scratch, plan)
         return plan, measured
+
+    def _clear_output(self, scratch: Scratch, plan: Plan) -> None:
+        """Put what is at the output out of the way and write the plan down, so that no crash in between leaves
+        half a mask that looks whole."""
+        old = self.out.with_name(f".{self.out.name}.old")
+        if self.out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            self.out.rename(old)
+        scratch.save_plan(plan)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _here(self, plan: Plan) -> Plan:
+        """The plan with the source where it lies now: the same content may have moved since."""
+        image = plan.images[0].model_copy(update={"source": self.raster.path})
+        return plan.model_copy(update={"images": (image,)})
 
     def _run_differences(self, plan: Plan) -> list[str]:
         """Settings that do not decide the mask but do decide whether records fit together."""
@@ -183,7 +218,13 @@ class Job:
             value = getattr(self.request, key)
             if value != "auto":
                 asked[key] = value
-        made = {"block": plan.block_edge, "device": plan.device, "batch_size": plan.batch_size}
+        asked["out"] = str(self.out)
+        made = {
+            "block": plan.block_edge,
+            "device": plan.device,
+            "batch_size": plan.batch_size,
+            "out": plan.images[0].output,
+        }
         return [key for key, value in asked.items() if made[key] != value]
 
 

@@ -6,7 +6,7 @@ import json
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,8 +43,8 @@ class Request(BaseModel):
     region: Window | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: int | Literal["auto"] = "auto"
-    block: int | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
 
 class ImagePlan(BaseModel):
@@ -221,7 +221,7 @@ def choose_region(request: Request, raster: Raster) -> Window:
     whole = Window(y=0, x=0, height=height, width=width)
     if request.region is None:
         return whole
-    if not request.region.area or not whole.holds(request.region):
+    if request.region.height < 1 or request.region.width < 1 or not whole.holds(request.region):
         raise UsageError(
             f"--region {request.region} does not lie in {raster.path}, which is {height} high and {width} wide"
         )

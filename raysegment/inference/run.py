@@ -79,11 +79,19 @@ def infer(
     folder = Scratch(
         Path(scratch).absolute() if scratch is not None else job.out.with_name(job.out.name + ".scratch")
     )
+    job.check()
+    if workers != "auto" and workers < 1:
+        raise UsageError(f"--workers {workers}: at least 1 is needed")
     about = job.finished_mask(folder, overwrite)
     if about is not None:
         return _already_done(job, about)
+    folder.check()
     try:
         with folder.lock():
+            about = job.finished_mask(folder, overwrite)
+            if about is not None:  # another run came first
+                folder.remove()
+                return _already_done(job, about)
             plan, measured = job.settle(folder, overwrite)
             return _work(job, plan, measured, folder, _workers(workers, plan), started)
     except OSError as e:
@@ -265,8 +273,6 @@ def _request(options: Options) -> Request:
 def _workers(asked: int | Auto, plan: Plan) -> int:
     """Processes: one per GPU, or one per core a worker's threads take."""
     if asked != "auto":
-        if asked < 1:
-            raise UsageError(f"--workers {asked}: at least 1 is needed")
         return asked
     if plan.device == "cuda":
         import torch

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from raysegment.errors import LockedError, OutputExistsError
+from raysegment.errors import LockedError, OutputExistsError, UsageError
 from raysegment.geometry import Block
 from raysegment.inference.plan import Plan
 from raysegment.inference.record import Record, RecordFile
@@ -33,8 +33,11 @@ class Scratch:
 
     # ── the plan ────────────────────────────────────────────────────────────────
 
-    def load_plan(self) -> Plan | None:
-        """The plan of an unfinished run, or None. Raises OutputExistsError when it is not ours to read."""
+    def load_plan(self, *, overwrite: bool = False) -> Plan | None:
+        """The plan of an unfinished run, or None.
+
+        Raises OutputExistsError for a plan of another version, unless it may be overwritten.
+        """
         try:
             text = (self.path / "plan.json").read_text()
         except FileNotFoundError:
@@ -42,6 +45,8 @@ class Scratch:
         try:
             return Plan.model_validate_json(text)
         except ValidationError as e:
+            if overwrite:
+                return None
             raise OutputExistsError(
                 f"{self.path}/plan.json was written by another version: pass --overwrite to start anew"
             ) from e
@@ -76,6 +81,16 @@ class Scratch:
 
     # ── life ────────────────────────────────────────────────────────────────────
 
+    def check(self) -> None:
+        """Raise UsageError when the folder cannot be used: no folder, no right to write, or something else's."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--scratch {self.path} is a file: name a folder")
+        home = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not os.access(home, os.W_OK) or not home.is_dir():
+            raise UsageError(f"--scratch {self.path}: no right to write into {home}")
+        if home == self.path and any(home.iterdir()) and not (home / "lock").exists():
+            raise UsageError(f"--scratch {self.path} holds other files: name a folder of its own")
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the scratch for this process. Freed by the system when it dies. Raises LockedError naming the holder."""
@@ -101,8 +116,13 @@ class Scratch:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def remove(self) -> None:
-        """The work is done: nothing of the scratch is left."""
-        shutil.rmtree(self.path)
+        """The work is done: nothing of ours is left, and the folder goes if it held nothing else."""
+        self.clear()
+        (self.path / "lock").unlink(missing_ok=True)
+        with contextlib.suppress(
+            OSError
+        ):  # somebody else's files, or a network file system's ghost of the lock
+            self.path.rmdir()
 
     def _put(self, name: str, content: bytes) -> None:
         path = self.path / name

@@ -53,7 +53,10 @@ def read_block(
     stored = raster.read(hull)
     valid = raster.valid(hull, stored)
     pixels = stored if channels == tuple(range(stored.shape[2])) else stored[:, :, channels]
-    if np.issubdtype(pixels.dtype, np.floating) and np.isinf(pixels).any():
+    if (
+        np.issubdtype(pixels.dtype, np.floating)
+        and np.isinf(pixels if valid is None else pixels[valid]).any()
+    ):
         raise WorkError(
             f"{raster.path} holds inf in block {block.row},{block.col} ({hull}): mend or mask those pixels"
         )

@@ -118,6 +118,8 @@ class MaskStore:
 
     def finish(self, header: MaskHeader) -> None:
         """Write the root metadata: from now on there is a mask."""
+        for leftover in self.path.rglob("*.partial"):  # of a shard whose writer was killed
+            leftover.unlink()
         zarr.create_group(self.path, attributes=_attributes(header, self.level_shapes))
 
 

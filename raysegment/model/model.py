@@ -40,7 +40,7 @@ def normalise(pixels: torch.Tensor, spec: ModelSpec, valid: torch.Tensor | None 
     if pixels.is_floating_point():
         x = torch.where(torch.isnan(x), 0.0, x)
     if valid is not None:
-        x = x * valid[:, None].to(x.dtype)
+        x = torch.where(valid[:, None], x, 0.0)
     return x.contiguous(memory_format=torch.channels_last)
 
 

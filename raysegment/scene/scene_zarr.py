@@ -41,7 +41,7 @@ def write_zarrs(scene: Landscape, size: int, image: Path, mask: Path, progress: 
             arrays[level][(slice(None), *window.slices())] = _halved(arrays[level - 1], window)
             labels.reduce(level, window)
     labels.finish(_header(mask, scene.seed, size, counts))
-    zarr.create_group(image, attributes=_image_attributes(image.name, labels.level_shapes))
+    zarr.create_group(image, attributes=_image_attributes(image.stem, labels.level_shapes))
 
 
 def _create(path: Path, level: int, shape: Size) -> Any:
@@ -97,7 +97,7 @@ def _halved(above: Any, window: Window) -> np.ndarray:
 
 def _header(path: Path, seed: int, size: int, counts: np.ndarray) -> MaskHeader:
     return MaskHeader(
-        name=path.name,
+        name=path.stem,
         shape=Size(size, size),
         classes=CLASSES,
         dtype=np.dtype(np.uint8),

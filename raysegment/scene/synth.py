@@ -64,8 +64,10 @@ def synth(out: str | os.PathLike[str], *, size: int, seed: int = 0, overwrite: b
     if not os.access(image.parent, os.W_OK):
         raise UsageError(f"cannot write into {image.parent}: no permission")
 
-    drafts = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (image, mask)]
+    folder = image.with_name(f".{image.name}.{os.getpid()}.tmp")
+    drafts = [folder / path.name for path in (image, mask)]  # a Zarr remembers the name it is written under
     try:
+        folder.mkdir()
         _write(size, seed, *drafts)
         for draft, path in zip(drafts[::-1], (mask, image), strict=True):
             _remove(path)
@@ -73,8 +75,7 @@ def synth(out: str | os.PathLike[str], *, size: int, seed: int = 0, overwrite: b
     except OSError as e:
         raise WorkError(f"cannot write {image}: {e.strerror or e}") from e
     finally:
-        for draft in drafts:
-            _remove(draft)
+        _remove(folder)
     return SynthResult(str(image), str(mask), tuple(c.name for c in CLASSES), (size, size))
 
 
@@ -86,8 +87,7 @@ def _outputs(out: Path) -> tuple[Path, Path]:
 
 def _write(size: int, seed: int, image: Path, mask: Path) -> None:
     scene = Landscape(seed)
-    is_zarr = ".zarr." in image.name
-    if is_zarr:
+    if image.suffix == ".zarr":
         from raysegment.scene.scene_zarr import write_zarrs as write
     else:
         from raysegment.scene.scene_tiff import write_tiffs as write
