@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 
@@ -21,13 +22,13 @@ class Usage:
 
 def run(command: list[str], every_s: float = 0.1) -> Usage:
     """Run a command to its end; raises CalledProcessError when it fails."""
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, _pss(process.pid))
-        time.sleep(every_s)
-    stdout = process.stdout.read() if process.stdout else ""
+    started, peak = time.monotonic(), 0
+    with tempfile.TemporaryFile("w+") as out, subprocess.Popen(command, stdout=out) as process:
+        while process.poll() is None:
+            peak = max(peak, _pss(process.pid))
+            time.sleep(every_s)
+        out.seek(0)
+        stdout = out.read()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, stdout)
     return Usage(stdout, time.monotonic() - started, peak)
