@@ -1,4 +1,4 @@
-"""Sizes, windows, tiles and blocks: frozen values, always (y, x), always in pixels.
+"""Sizes, windows and blocks: frozen values, always (y, x), always in pixels.
 
 A window is half open: it holds the rows ``y … y + height - 1``. Windows may stick out of the image;
 what lies outside is read by mirroring (:func:`reflect`).
@@ -79,14 +79,6 @@ class Window:
 
     def __str__(self) -> str:
         return f"y {self.y}–{self.bottom}, x {self.x}–{self.right}"
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One forward pass: its place on the tile grid."""
-
-    row: int
-    col: int
 
 
 @dataclass(frozen=True, slots=True)

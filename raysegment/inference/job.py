@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,11 @@ class Job:
             )
         return cls(raster, dict(select) if select else None, network, identity, spec, request, out)
 
+    @cached_property
+    def source_identity(self) -> str:
+        """The source's digest, taken once: it may cost reading a gigabyte."""
+        return self.raster.identity()
+
     def check(self) -> None:
         """Raise UsageError or InputError for what does not fit, before anything is touched."""
         pick_device(self.request.device)
@@ -122,7 +128,7 @@ class Job:
                 ImagePlan(
                     source=self.raster.path,
                     select=self.select,
-                    identity=self.raster.identity(),
+                    identity=self.source_identity,
                     shape=self.raster.shape,
                     channels=choose_channels(self.raster, spec),
                     region=region,
@@ -138,7 +144,7 @@ class Job:
         tile, overlap = choose_tile(self.request, self.spec)
         region = choose_region(self.request, self.raster)
         asked = {
-            "source": self.raster.identity(),
+            "source": self.source_identity,
             "model": self.model_identity,
             "tile": tile,
             "overlap": overlap,

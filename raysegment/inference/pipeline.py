@@ -94,24 +94,21 @@ class SegmentActor:
             return self._rasters[image]
 
 
-def segment(plan: Plan, model: ModelSource, scratch: Scratch, workers: int) -> Iterator[Row]:
-    """Segment every block that has no record yet; yields one row per block as it is done.
+def segment(
+    plan: Plan, missing: list[tuple[int, Block]], model: ModelSource, scratch: Scratch, workers: int
+) -> Iterator[Row]:
+    """Segment the blocks `missing`, as (image, block); yields one row per block as it is done.
 
     Rows: image, row, col, answer (forward passes), rss_bytes (peak of the worker). Raises WorkError for the first
     block that failed.
     """
-    missing = [
-        {"image": image, "row": block.row, "col": block.col}
-        for image, block in plan.blocks
-        if not scratch.has_record(image, block)
-    ]
     if not missing:
         return
     in_hand = BLOCKS_IN_HAND[plan.device]
     on_gpu = plan.device == "cuda"
     resources = {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_cpus": plan.threads}
     yield from _run(
-        missing,
+        [{"image": image, "row": block.row, "col": block.col} for image, block in missing],
         SegmentActor,
         fn_constructor_args=(plan, model, scratch),
         compute=ActorPoolStrategy(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -159,9 +157,6 @@ class Plan(BaseModel):
             "precision": self.precision,
             "region": [image.region.y, image.region.x, image.region.height, image.region.width],
         }
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1))
 
 
 def choose_tile(request: Request, spec: ModelSpec) -> tuple[int, int]:

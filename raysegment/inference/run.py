@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raysegment import console
 from raysegment.errors import UsageError, WorkError
-from raysegment.geometry import Size, Window
+from raysegment.geometry import Block, Size, Window
 from raysegment.hardware import available_cores
 from raysegment.inference.job import Job, output_bytes, output_path
 from raysegment.inference.plan import Plan, Request, read_bytes
@@ -148,13 +148,14 @@ def _work(
     image = plan.images[0]
     store = MaskStore(Path(image.output), image.region.size, plan.label_dtype, plan.block_edge, plan.stride)
     store.create()
-    resumed = sum(folder.has_record(i, block) for i, block in plan.blocks)
+    missing = [(i, block) for i, block in plan.blocks if not folder.has_record(i, block)]
+    resumed = len(plan.blocks) - len(missing)
     if measured is not None:
         console.detail(f"precision: {measured}")
     if resumed:
         console.say(f"going on: {resumed} of {len(plan.blocks)} blocks are there already")
     with cluster(workers):
-        tiles, peak = _segment(job, plan, folder, workers, resumed)
+        tiles, peak = _segment(job, plan, missing, folder, workers)
         counts = _stitch(plan, store, folder)
     height, width = image.region.size
     names = [c.name for c in plan.classes]
@@ -180,20 +181,21 @@ def _work(
     )
 
 
-def _segment(job: Job, plan: Plan, folder: Scratch, workers: int, resumed: int) -> tuple[int, int]:
+def _segment(
+    job: Job, plan: Plan, missing: list[tuple[int, Block]], folder: Scratch, workers: int
+) -> tuple[int, int]:
     """Run the first stage; answers with its forward passes and the largest worker's peak memory."""
     import ray
 
-    from raysegment.geometry import Block
     from raysegment.inference.pipeline import segment
     from raysegment.model.shipping import ship
 
     model = job.model if isinstance(job.model, str) else ray.put(ship(job.model))
-    total = sum(plan.grids[i].own(b).area for i, b in plan.blocks if not folder.has_record(i, b)) / 1e6
+    total = sum(plan.grids[i].own(block).area for i, block in missing) / 1e6
     tiles = peak = 0
-    done = resumed
+    done = len(plan.blocks) - len(missing)
     with console.progress("segment", total, "MP") as bar:
-        for row in segment(plan, model, folder, workers):
+        for row in segment(plan, missing, model, folder, workers):
             tiles += int(row["answer"])
             peak = max(peak, int(row["rss_bytes"]))
             done += 1
