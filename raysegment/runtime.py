@@ -29,7 +29,9 @@ def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
     if "ray" not in sys.modules:  # Ray settles these when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if not console.is_verbose():  # it goes to stdout, where --json writes; whoever is hurt says so itself
-            os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
+            os.environ.setdefault(
+                "RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|was killed by `ray.kill`"
+            )
     import ray
 
     if ray.is_initialized():

@@ -107,7 +107,11 @@ class Scratch:
             f.truncate(0)
             f.write(f"process {os.getpid()} on {socket.gethostname()}")
             f.flush()
-            yield
+            try:
+                yield
+            finally:
+                if self.path.exists() and [p.name for p in self.path.iterdir()] == ["lock"]:
+                    self.remove()  # nothing came of it: no empty folder stays behind
 
     def clear(self) -> None:
         """Forget plan, records and attempts; the lock stays."""
