@@ -25,12 +25,16 @@ class ArrayRaster:
         self.dtype = pixels.dtype
         self.levels = (Size(*pixels.shape[:2]),)
         self.chunk = Size(*pixels.shape[:2])
+        self.chunks = (self.chunk,)
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         return self.pixels[window.slices()]
 
     def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
         return None if self._valid is None else self._valid[window.slices()]
+
+    def stored(self, level: int = 0) -> None:
+        return None
 
     def identity(self) -> str:
         return "array"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tifffile import TiffFrame, TiffPage
 
-#: What an uncompressed page is said to decode at once: any rows and columns of it can be had alone.
+#: What an uncompressed page is said to decode at once, if its segments allow: any part of it can be had alone.
 _DIRECT_CHUNK = 256
 #: A compressed segment that unpacks to more than this cannot be worked with window by window.
 _MOST_SEGMENT_BYTES = 1 << 30
@@ -41,8 +41,7 @@ class ByteFile:
         """Exactly `count` bytes. Raises OSError, EOFError when the file ends before."""
         if self._fd is None:
             raise OSError(f"{self.path} is closed")
-        if offset + count > self.size:
-            raise EOFError(f"its bytes {offset}–{offset + count} lie beyond the file's end at {self.size}")
+        self.check(offset, count)
         data = os.pread(self._fd, count, offset)
         while len(data) < count:  # pread gives at most 2 GiB at once
             more = os.pread(self._fd, count - len(data), offset + len(data))
@@ -50,6 +49,11 @@ class ByteFile:
                 raise EOFError(f"the file ended at {offset + len(data)} while it was being read")
             data += more
         return data
+
+    def check(self, offset: int, count: int) -> None:
+        """Raise EOFError when the file ends before the last of those bytes."""
+        if offset + count > self.size:
+            raise EOFError(f"its bytes {offset}–{offset + count} lie beyond the file's end at {self.size}")
 
     def close(self) -> None:
         if self._fd is not None:
@@ -98,10 +102,21 @@ class Page:
 
     @property
     def chunk(self) -> Size:
-        """What is decoded at once."""
+        """What is decoded at once; it lies in one segment."""
+        edges = zip(self._segment, self.size, strict=True)
         if self._stored is not None:
-            return Size(min(_DIRECT_CHUNK, self.size.height), min(_DIRECT_CHUNK, self.size.width))
-        return Size(min(self._segment.height, self.size.height), min(self._segment.width, self.size.width))
+            return Size(*(_direct_edge(segment, length) for segment, length in edges))
+        return Size(*(min(segment, length) for segment, length in edges))
+
+    @property
+    def stored(self) -> tuple[Size, np.ndarray]:
+        """Size of a tile or strip, and which of them are in the file in some plane: bool (rows, columns)."""
+        count = self._planes * self._rows * self._columns
+        there = np.asarray(self._counts[:count]) > 0
+        if self._stored is not None:  # bare samples: their number is known, whatever the header says of it
+            there |= np.asarray(self._offsets[:count]) > 0
+        grid: np.ndarray = there.reshape(self._planes, -1).any(axis=0)  # type: ignore[assignment]
+        return self._segment, grid.reshape(self._rows, self._columns)
 
     def read_into(self, window: Window, out: np.ndarray, fill: float) -> None:
         """Write the window's pixels to `out` (height, width, samples); what is not stored becomes `fill`.
@@ -135,6 +150,7 @@ class Page:
         """Pixels of `part` of one segment; None for one that is not stored (GDAL's sparse files)."""
         offset, count = self._offsets[index], self._counts[index]
         if self._stored is not None and offset:
+            self._check_whole(offset, place, part)
             return self._direct(offset, place, part, self._stored)
         if not count:
             return None
@@ -179,6 +195,17 @@ class Page:
             data = np.frombuffer(b"".join(pieces), np.uint8)
         return data.view(dtype).reshape(part.height, part.width, self._samples)
 
+    def _check_whole(self, offset: int, place: Window, part: Window) -> None:
+        """Raise EOFError when the file ends inside a chunk that `part` touches.
+
+        What lies before the end could still be read; but what is broken must not depend on who asks.
+        """
+        height, width = self.chunk
+        bottom = min(math.ceil(part.bottom / height) * height, place.bottom, self.size.height)
+        right = min(math.ceil(part.right / width) * width, place.right, self.size.width)
+        pixels = (bottom - 1 - place.y) * self._segment.width + right - place.x
+        self.file.check(offset, pixels * self._samples * self.dtype.itemsize)
+
     def _check_header(self, key: TiffPage) -> None:
         """Raise InputError when the header contradicts itself or the pixels cannot be decoded here."""
         import tifffile
@@ -205,6 +232,12 @@ class Page:
                 f"{path} is compressed in pieces of {self._segment.height} × {self._segment.width} px "
                 f"({unpacked / 2**30:.1f} GiB each): rewrite it tiled, e.g. gdal_translate -co TILED=YES"
             )
+
+
+def _direct_edge(segment: int, length: int) -> int:
+    """Edge of a chunk of bare samples, for a segment's edge on an axis of `length` pixels."""
+    divides = segment >= length or segment % _DIRECT_CHUNK == 0
+    return min(_DIRECT_CHUNK if divides else segment, length)
 
 
 def _plain_dtype(key: TiffPage) -> np.dtype | None:

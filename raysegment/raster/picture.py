@@ -38,6 +38,7 @@ class PictureRaster:
     """
 
     levels: tuple[Size, ...]
+    chunks: tuple[Size, ...]
     pixel_size: PixelSize | None = None
     crs: str | None = None
     transform: Transform | None = None
@@ -90,6 +91,7 @@ class PictureRaster:
         self.dtype = np.dtype(np.uint16 if self._is_deep else _DTYPES.get(image.mode, np.uint8))
         self.levels = (Size(height, width),)
         self.chunk = Size(height, width)
+        self.chunks = (self.chunk,)
         self.alpha = _ALPHA.get(image.mode)
         self.palette = _palette(image)
         transparent = image.info.get("transparency")
@@ -120,6 +122,9 @@ class PictureRaster:
     def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
         """Where alpha is not 0. True = data; None = everywhere."""
         return valid_pixels(pixels, self.nodata, self.alpha)
+
+    def stored(self, level: int = 0) -> None:
+        """A picture is stored whole."""
 
     def identity(self) -> str:
         """Digest of the file's content; see :mod:`raysegment.raster.identity`."""

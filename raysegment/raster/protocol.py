@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from raysegment.geometry import Size, Window
+    from raysegment.raster.stored import Stored
 
 #: (y, x, unit); unit is "um", "m", "degree" or None
 PixelSize = tuple[float, float, str | None]
@@ -36,6 +37,8 @@ class Raster(Protocol):
     """Sizes of the resolution levels, full resolution first."""
     chunk: Size
     """What is decoded at once at level 0 (tile, strip or Zarr chunk): reading less costs as much."""
+    chunks: tuple[Size, ...]
+    """The same of every level. A chunk, on the grid that starts at pixel 0, is readable as a whole or not."""
     pixel_size: PixelSize | None
     crs: str | None
     """An authority code such as "EPSG:32643" or, where there is none, WKT."""
@@ -57,6 +60,14 @@ class Raster(Protocol):
 
         `pixels` is what :meth:`read` gave for this window, so that nothing is decoded twice.
         False where every colour channel holds nodata or NaN, where alpha is 0, or where the mask IFD is 0.
+        """
+        ...
+
+    def stored(self, level: int = 0) -> Stored | None:
+        """Which chunks are in the file at all; None = every one. From metadata, looked up once and kept.
+
+        A chunk that is not there is read as nodata where the image declares it, otherwise as 0 (TIFF) or the
+        fill value (Zarr): writers leave out chunks that hold nothing else.
         """
         ...
 

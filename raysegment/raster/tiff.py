@@ -15,6 +15,7 @@ from raysegment.raster.georeference import Georeference, georeference_of
 from raysegment.raster.identity import path_identity
 from raysegment.raster.page import ByteFile, Page
 from raysegment.raster.pyramid import LevelPages, find_levels
+from raysegment.raster.stored import Stored
 from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
 
@@ -38,6 +39,16 @@ class _Level:
     def size(self) -> Size:
         return self.pages[0].size
 
+    def stored(self) -> Stored | None:
+        """The segments that some page holds; None where all of them are there, or the pages differ in grid."""
+        segment, grid = self.pages[0].stored
+        for page in self.pages[1:]:
+            other, more = page.stored
+            if other != segment:
+                return None
+            grid = grid | more
+        return Stored.unless_whole(segment, grid)
+
 
 class TiffRaster:
     """A TIFF as one (y, x, channel) plane; see :class:`raysegment.raster.protocol.Raster`.
@@ -49,6 +60,7 @@ class TiffRaster:
         self.path = path
         self.select = dict(select)
         self._files: dict[str, ByteFile] = {}
+        self._stored: dict[int, Stored | None] = {}
         try:
             self._open()
         except BaseException:
@@ -91,7 +103,8 @@ class TiffRaster:
         self.shape = (height, width, sum(p.samples for p in main.pages))
         self.dtype = main.pages[0].dtype
         self.levels = tuple(level.size for level in self._levels)
-        self.chunk = main.pages[0].chunk
+        self.chunks = tuple(level.pages[0].chunk for level in self._levels)
+        self.chunk = self.chunks[0]
         self.pixel_size = place.pixel_size
         self.crs = place.crs
         self.transform = place.transform
@@ -119,6 +132,12 @@ class TiffRaster:
             return valid
         seen = _mask_pixels(mask, window, self._levels[level].size)
         return seen if valid is None else valid & seen
+
+    def stored(self, level: int = 0) -> Stored | None:
+        """The tiles or strips that are in the file, by the header's offsets; None = every one."""
+        if level not in self._stored:
+            self._stored[level] = self._levels[level].stored()
+        return self._stored[level]
 
     def identity(self) -> str:
         """Digest of the content of its file or files; see :mod:`raysegment.raster.identity`."""

@@ -12,8 +12,10 @@ from raysegment.geometry import Size, Window
 from raysegment.raster.axes import Axes, guess_names, resolve
 from raysegment.raster.georeference import micrometres, pixel_size_of
 from raysegment.raster.identity import path_identity
+from raysegment.raster.stored import Stored
 from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
+from raysegment.raster.zarr_chunks import stored_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +45,7 @@ class ZarrRaster:
 
         self.path = path
         self.select = dict(select)
+        self._stored: dict[int, Stored | None] = {}
         if not any((Path(path) / name).is_file() for name in _METADATA):
             raise InputError(
                 f"{path} is a folder without Zarr metadata: give an image or a Zarr array or group"
@@ -128,7 +131,11 @@ class ZarrRaster:
         channels = 1 if axes.channel is None else first.shape[axes.channel]
         self.shape = (*self.levels[0], channels)
         self.dtype = np.dtype(np.uint8) if first.dtype.kind == "b" else first.dtype.newbyteorder("=")
-        self.chunk = Size(*(min(first.chunks[i], first.shape[i]) for i in (axes.y, axes.x)))
+        self.chunks = tuple(
+            Size(*(min(a.chunks[i], a.shape[i]) for i in (x.y, x.x)))
+            for a, x in zip(arrays, self._axes, strict=True)
+        )
+        self.chunk = self.chunks[0]
         self.crs = attributes.get("proj:code") or attributes.get("proj:wkt2")
         self.transform = _spatial_transform(attributes)
         self.nodata = representable(_nodata(attributes), self.dtype)
@@ -155,6 +162,13 @@ class ZarrRaster:
     def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
         """Where there is data, by nodata and NaN. True = data; None = everywhere."""
         return valid_pixels(pixels, self.nodata, self.alpha)
+
+    def stored(self, level: int = 0) -> Stored | None:
+        """The chunks that are in the store, by its folders' listings and the shards' indexes; None = every one."""
+        if level not in self._stored:
+            array = self._arrays[level]
+            self._stored[level] = stored_chunks(array, self._axes[level], Path(self.path) / array.path)
+        return self._stored[level]
 
     def identity(self) -> str:
         """Digest of every file of the store; see :mod:`raysegment.raster.identity`."""
