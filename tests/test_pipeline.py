@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,7 +23,9 @@ from ome_zarr_models.v05 import Image as OmeImage
 
 import raysegment as rs
 from raysegment.errors import LockedError, OutputExistsError, UsageError, WorkError
+from raysegment.geometry import Block
 from raysegment.inference.job import Job
+from raysegment.inference.pipeline import _run
 from raysegment.inference.plan import Request
 from raysegment.inference.record import RecordFile
 from raysegment.inference.run import infer, plan
@@ -215,6 +219,32 @@ def test_a_failing_block_stops_the_job_and_loses_nothing(tmp_path: Path, ray_clu
         infer(tmp_path / "a.tif", **call)
     assert not (tmp_path / "m.zarr" / "zarr.json").exists()
     assert list((tmp_path / "m.zarr.scratch" / "records").rglob("*.safetensors"))
+
+
+def test_a_stage_that_is_stopped_leaves_no_thread(scene: Path, ray_cluster: None) -> None:
+    """One that lives on calls Ray after its shutdown, which ends the process without a word."""
+    before = set(threading.enumerate())
+    rows = _run(
+        [{"row": i} for i in range(40)],
+        lambda row: {**row, "trace": "", "error": "" if row["row"] < 3 else "no"},
+    )
+    with pytest.raises(WorkError, match=r"^no$"):
+        list(rows)
+    deadline = time.monotonic() + 20
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        Scratch(tmp_path / "scratch").count_attempt(0, Block(1, 2))
+    assert caught.value.filename == str(tmp_path / "scratch" / "attempts" / "0_1_2")
+    assert not any((tmp_path / "scratch" / "attempts").iterdir())
 
 
 def test_a_run_that_is_alive_keeps_others_out(scene: Path, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ network that costs nothing, and less memory.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from raysegment.raster import Raster
 
 Row = dict[str, Any]
+Rows = Generator[Row]
+"""To be closed by whoever does not exhaust them: closing stops the stage."""
 ModelSource = Any
 """Path of a model file, or a Ray object reference to a shipped Model."""
 
@@ -96,7 +99,7 @@ class SegmentActor:
 
 def segment(
     plan: Plan, missing: list[tuple[int, Block]], model: ModelSource, scratch: Scratch, workers: int
-) -> Iterator[Row]:
+) -> Rows:
     """Segment the blocks `missing`, as (image, block); yields one row per block as it is done.
 
     Rows: image, row, col, answer (forward passes), rss_bytes (peak of the worker). Raises WorkError for the first
@@ -121,7 +124,7 @@ def segment(
     )
 
 
-def stitch_shards(plan: Plan, image: int, store: MaskStore, scratch: Scratch) -> Iterator[Row]:
+def stitch_shards(plan: Plan, image: int, store: MaskStore, scratch: Scratch) -> Rows:
     """Write every shard of level 0 that is not there yet; yields one row per shard, `answer` its class counts."""
     origin = plan.images[image].region
 
@@ -138,7 +141,7 @@ def stitch_shards(plan: Plan, image: int, store: MaskStore, scratch: Scratch) ->
     yield from _run_shards(store, 0, work)
 
 
-def build_pyramid(store: MaskStore) -> Iterator[Row]:
+def build_pyramid(store: MaskStore) -> Rows:
     """Make every further level, each from the one before it."""
     for level in range(1, len(store.level_shapes)):
 
@@ -155,7 +158,7 @@ def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
     return counts[:classes].astype(np.int64)
 
 
-def _run_shards(store: MaskStore, level: int, work: Callable[..., Any]) -> Iterator[Row]:
+def _run_shards(store: MaskStore, level: int, work: Callable[..., Any]) -> Rows:
     shards = [{"row": w.y, "col": w.x, "height": w.height, "width": w.width} for w in store.shards(level)]
 
     def perform(row: Row) -> Row:
@@ -164,7 +167,7 @@ def _run_shards(store: MaskStore, level: int, work: Callable[..., Any]) -> Itera
     yield from _run(shards, perform, num_cpus=1)
 
 
-def _run(rows: list[Row], function: Any, **how: Any) -> Iterator[Row]:
+def _run(rows: list[Row], function: Any, **how: Any) -> Rows:
     """Rows through one Ray Data stage; yields its answers in the order of their completion."""
     _configure_ray_data()
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_PIECES))
@@ -172,11 +175,20 @@ def _run(rows: list[Row], function: Any, **how: Any) -> Iterator[Row]:
         dataset = dataset.map_batches(function, batch_size=1, batch_format="numpy", **how)
     else:
         dataset = dataset.map(function, **how)
-    for answer in dataset.iter_rows():
-        if answer["error"]:
-            console.detail(answer["trace"])
-            raise WorkError(answer["error"])
-        yield answer
+    with contextlib.closing(_answers(dataset)) as answers:
+        for answer in answers:
+            if answer["error"]:
+                console.detail(answer["trace"])
+                raise WorkError(answer["error"])
+            yield answer
+
+
+def _answers(dataset: ray.data.Dataset) -> Rows:
+    """Its rows as they come. `iter_rows` would leave threads behind when it is closed early, and a thread that calls
+    Ray after its shutdown ends the process without a word."""
+    for bundle in dataset.iter_internal_ref_bundles():
+        for table in ray.get(list(bundle.block_refs)):
+            yield from table.to_pylist()
 
 
 def _reported(work: Callable[..., Any], **row: int) -> Row:
@@ -188,6 +200,8 @@ def _reported(work: Callable[..., Any], **row: int) -> Row:
         answer = work(**row)
     except RaysegmentError as e:
         error = str(e)
+    except OSError as e:  # a disk or a store that fails: the place is what helps
+        error, trace = f"{e.filename}: {e.strerror}" if e.filename else str(e), traceback.format_exc()
     except Exception as e:  # Ray would repeat a failing actor call for ever
         error, trace = f"{type(e).__name__}: {e}", traceback.format_exc()
     return {

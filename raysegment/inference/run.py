@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -194,8 +195,11 @@ def _segment(
     total = sum(plan.grids[i].own(block).area for i, block in missing) / 1e6
     tiles = peak = 0
     done = len(plan.blocks) - len(missing)
-    with console.progress("segment", total, "MP") as bar:
-        for row in segment(plan, missing, model, folder, workers):
+    with (
+        console.progress("segment", total, "MP") as bar,
+        contextlib.closing(segment(plan, missing, model, folder, workers)) as rows,
+    ):
+        for row in rows:
             tiles += int(row["answer"])
             peak = max(peak, int(row["rss_bytes"]))
             done += 1
@@ -209,8 +213,11 @@ def _stitch(plan: Plan, store: MaskStore, folder: Scratch) -> Counter[int]:
     from raysegment.inference.pipeline import build_pyramid, stitch_shards
 
     counts: Counter[int] = Counter()
-    with console.progress("stitch", len(store.shards(0)), "shards") as bar:
-        for row in stitch_shards(plan, 0, store, folder):
+    with (
+        console.progress("stitch", len(store.shards(0)), "shards") as bar,
+        contextlib.closing(stitch_shards(plan, 0, store, folder)) as rows,
+    ):
+        for row in rows:
             counts.update({i: int(n) for i, n in enumerate(row["answer"])})
             bar.advance()
     further = sum(len(store.shards(level)) for level in range(1, len(store.level_shapes)))

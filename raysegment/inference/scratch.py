@@ -138,8 +138,10 @@ class Scratch:
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(temp, path)
-        except BaseException:
+        except BaseException as e:
             temp.unlink(missing_ok=True)
+            if isinstance(e, OSError) and e.filename is None:  # a full disk does not say which
+                e.filename = str(path)
             raise
 
 
