@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from raysegment.inspection import InspectResult, inspect
     from raysegment.mask.preview import PreviewResult, preview
     from raysegment.model import Class, Model, ModelSpec, load_model
+    from raysegment.model.export import ExportResult, export
     from raysegment.raster import Raster, open_raster
     from raysegment.scene.synth import SynthResult, synth
     from raysegment.training import TrainResult, train
@@ -43,6 +44,7 @@ __all__ = [
     "AnswerError",
     "Class",
     "EvaluateResult",
+    "ExportResult",
     "InferResult",
     "InputError",
     "InspectResult",
@@ -64,6 +66,7 @@ __all__ = [
     "WorkError",
     "__version__",
     "evaluate",
+    "export",
     "infer",
     "inspect",
     "load_model",
@@ -90,6 +93,8 @@ _HOME = {
     "Model": "raysegment.model",
     "ModelSpec": "raysegment.model",
     "load_model": "raysegment.model",
+    "export": "raysegment.model.export",
+    "ExportResult": "raysegment.model.export",
     "Raster": "raysegment.raster",
     "open_raster": "raysegment.raster",
     "synth": "raysegment.scene.synth",

@@ -50,6 +50,7 @@ def test_the_commands_are_functions() -> None:
         "synth",
         "inspect",
         "preview",
+        "export",
         "open_raster",
         "load_model",
     ):

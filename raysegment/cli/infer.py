@@ -28,7 +28,7 @@ def infer(
         list[str],
         typer.Argument(help="TIFF, BigTIFF, OME-TIFF, SVS, Zarr, OME-Zarr; PNG or JPEG when small."),
     ],
-    model: Annotated[str, typer.Option(help="A .safetensors that `train` wrote.")],
+    model: Annotated[str, typer.Option(help="A .safetensors of `train`, or a .pt2 or .onnx with its NAME.toml.")],
     out: Annotated[
         Path | None, typer.Option(metavar="MASK.zarr", help="The mask: an OME-Zarr label image.")
     ] = None,

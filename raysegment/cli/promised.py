@@ -14,7 +14,6 @@ _PROMISED = {
     "schedule": "let cron, systemd, Slurm or Kubernetes run a job.",
     "jobs": "list, follow and stop jobs on a cluster.",
     "convert": "make a pyramidal OME-Zarr of any image.",
-    "export": "export a model as ONNX or .pt2.",
 }
 
 

@@ -1,4 +1,4 @@
-"""What is worth knowing of a model: its spec, and the size of its weights, without loading either torch or them."""
+"""What is worth knowing of a model: its spec, and the size of its weights, without loading torch."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from raysegment.model.file import file_identity, load_spec
+from raysegment.model.file import file_identity, file_sha256, load_spec
 
 
 def model_facts(path: Path) -> dict[str, Any]:
-    """From the header of the file alone, but for the digest. Raises InputError."""
-    from safetensors import safe_open
-
+    """From the header of the file alone, but for the digests. Raises InputError, and UsageError without onnx."""
     spec = load_spec(path)
-    with safe_open(path, framework="np") as weights:
-        shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    tensors, parameters = _weights(path)
     thresholds = spec.thresholds or (None,) * len(spec.classes)
     return {
         "architecture": spec.architecture,
-        "parameters": sum(prod(shape) for name, shape in shapes.items() if not _is_statistic(name)),
-        "tensors": len(shapes),
+        "format": path.suffix[1:],
+        "parameters": parameters,
+        "tensors": tensors,
         "bytes": path.stat().st_size,
-        "sha256": file_identity(path),
+        "sha256": file_sha256(path),
+        "identity": file_identity(path),
         "channels": spec.channels,
         "tile": spec.tile,
         "multiple": spec.multiple,
@@ -46,6 +45,23 @@ def model_facts(path: Path) -> dict[str, Any]:
         "licence": spec.licence,
         "provenance": spec.provenance,
     }
+
+
+def _weights(path: Path) -> tuple[int, int]:
+    """How many tensors a model stores, and how many of their numbers are parameters."""
+    if path.suffix == ".pt2":
+        from raysegment.model import pt2_archive
+
+        return pt2_archive.parameters(path.read_bytes(), str(path))
+    if path.suffix == ".onnx":
+        from raysegment.model import onnx
+
+        return onnx.parameters(path)
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as weights:
+        shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    return len(shapes), sum(prod(shape) for name, shape in shapes.items() if not _is_statistic(name))
 
 
 def _is_statistic(name: str) -> bool:

@@ -1,6 +1,7 @@
 """A network and what is needed to use it right.
 
 Start with `spec.py` (what travels with a network), then `model.py` (use it), `file.py` (read and write it).
+Networks of other formats: `sidecar.py`, `brought.py` (made to fit), `pt2.py`, `onnx.py`; the other way: `export.py`.
 A name is imported when it is first used: reading a spec loads no torch.
 """
 

@@ -1,4 +1,7 @@
-"""The model file: weights and spec in one ``.safetensors``; nothing in it can run code."""
+"""Model files: our own ``.safetensors``, weights and spec in one; ``.pt2`` and ``.onnx`` with a sidecar beside them.
+
+Nothing in them can run code. This module says which reader a file gets; `pt2.py` and `onnx.py` are the others.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from raysegment.errors import InputError, NotBuiltError
+from raysegment.errors import InputError
+from raysegment.model.sidecar import read_sidecar, sidecar_path
 from raysegment.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from raysegment.model.model import Model
 
 _KEY = "raysegment"
+_READ = (".safetensors", ".pt2", ".onnx")
 
 
 def save_model(module: nn.Module, spec: ModelSpec, path: str | os.PathLike[str]) -> None:
@@ -35,17 +40,53 @@ def save_model(module: nn.Module, spec: ModelSpec, path: str | os.PathLike[str])
 
 def load_spec(path: str | os.PathLike[str]) -> ModelSpec:
     """The spec alone, without reading weights or importing torch. Raises InputError."""
-    return _spec_of(_existing(path))
+    path = _existing(path)
+    return _spec_of(path) if path.suffix == ".safetensors" else read_sidecar(path)
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
-    """Open a model file. Raises InputError when it is missing, not of ours, or its weights do not fit."""
+    """Open a model file: ``.safetensors`` of ours, ``.pt2`` (torch.export) or ``.onnx`` with a sidecar `NAME.toml`.
+
+    Raises InputError when it is missing, damaged, or its parts do not fit; UsageError for ``.onnx`` without the
+    extra `onnx`.
+    """
+    path = _existing(path)
+    if path.suffix == ".pt2":
+        from raysegment.model.pt2 import open_pt2
+
+        return open_pt2(path, read_sidecar(path))
+    if path.suffix == ".onnx":
+        from raysegment.model.onnx import open_onnx
+
+        return open_onnx(path, read_sidecar(path))
+    return _open_safetensors(path)
+
+
+def file_identity(path: str | os.PathLike[str]) -> str:
+    """sha256 of a model: of the file, or of all files that a network with a sidecar is made of."""
+    path = _existing(path)
+    if path.suffix == ".safetensors":
+        return file_sha256(path)
+    files = [path, sidecar_path(path)]
+    read_sidecar(path)  # says what to write when it is missing
+    if path.suffix == ".onnx":
+        from raysegment.model.onnx import external_files
+
+        files += external_files(path)
+    return hashlib.sha256("\n".join(map(file_sha256, files)).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _open_safetensors(path: Path) -> Model:
     from safetensors.torch import load_file
 
     from raysegment.model.architectures import build
     from raysegment.model.model import Model
 
-    path = _existing(path)
     spec = _spec_of(path)
     if spec.architecture is None:
         raise InputError(
@@ -59,24 +100,15 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     return Model(module, spec)
 
 
-def file_identity(path: str | os.PathLike[str]) -> str:
-    """sha256 of a model file."""
-    with open(_existing(path), "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no model at {path}: give a .safetensors that `raysegment train` wrote")
-    if path.suffix in (".pt2", ".onnx"):
-        raise NotBuiltError(
-            f"{path.suffix} models ({path}) are not built yet: give a .safetensors, or raysegment.Model in Python"
-        )
-    if path.suffix != ".safetensors":
+        raise InputError(f"no model at {path}: give a {', '.join(_READ[:-1])} or {_READ[-1]} file")
+    if path.suffix not in _READ:
         raise InputError(
-            f"{path} is not a model that is loaded here: give .safetensors (a pickle such as .pt may run code; "
-            "load it yourself and wrap the network with raysegment.Model)"
+            f"{path} is not a model that is loaded here: give {', '.join(_READ[:-1])} or {_READ[-1]} (a pickle such as "
+            ".pt may run code: save the network with torch.export.save, or load it yourself and wrap it with "
+            "raysegment.Model)"
         )
     return path
 

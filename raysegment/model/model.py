@@ -17,10 +17,19 @@ if TYPE_CHECKING:
 
 
 def probabilities(answer: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Class probabilities (n, classes, h, w) float32 of a network's answer (n, outputs, h, w).
+    """Class probabilities (n, classes, h, w) float32 of a network's answer (n, outputs, h, w) of any float dtype.
 
-    One output channel stands for two classes: index 1 is the channel, index 0 what is left.
+    One output channel stands for two classes: index 1 is the channel, index 0 what is left. Raises InputError
+    when the answer is no float tensor (class indices, say).
     """
+    if not isinstance(answer, torch.Tensor):
+        raise InputError(
+            f"the network answered a {type(answer).__name__}: give one that answers a tensor alone"
+        )
+    if not answer.is_floating_point():
+        raise InputError(
+            f"the network answered {answer.dtype}, which is neither logits nor probabilities: leave its argmax out"
+        )
     answer = answer.float()
     if activation == "softmax":
         return answer.softmax(dim=1)
@@ -58,7 +67,7 @@ class Model:
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Class probabilities (n, classes, h, w) float32 of whole arrays (n, h, w, channels) as stored: no tiling.
 
-        Raises InputError when the channels or the edges do not fit the spec.
+        Raises InputError when the channels or the edges do not fit the spec, or the answer does not.
         """
         if pixels.ndim != 4 or pixels.shape[3] != self.spec.channels:
             raise InputError(
@@ -70,7 +79,15 @@ class Model:
                 f"both edges must be multiples of {self.spec.multiple}"
             )
         x = normalise(torch.from_numpy(np.require(pixels, requirements="W")), self.spec)
-        return probabilities(self.module(x), self.spec.activation).numpy()
+        answer = probabilities(self.module(x), self.spec.activation)
+        lost = 2 * self.spec.margin
+        expected = (len(x), len(self.spec.classes), x.shape[2] - lost, x.shape[3] - lost)
+        if answer.shape != expected:
+            raise InputError(
+                f"the network answered {tuple(answer.shape)} for an input of {tuple(x.shape)}; its spec "
+                f"({len(self.spec.classes)} classes, margin {self.spec.margin}) says {expected}"
+            )
+        return answer.numpy()
 
     def identity(self) -> str:
         """A digest of the spec, the weights and the network's own code; equal in every process."""
