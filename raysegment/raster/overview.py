@@ -38,19 +38,19 @@ class Part:
 
 
 def mean_picture(
-    raster: Raster, area: Window, size: Size, channels: Sequence[int]
+    raster: Raster, area: Window, size: Size, channels: Sequence[int], label: str = "image"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Area means: float32 (height, width, channels), and the share of valid pixels, float32 (height, width).
 
     `area`: full-resolution pixels; `size`: of the picture; `channels`: the stored ones that are wanted, of a
     palette image its red, green and blue. Where the picture is finer than the image, pixels repeat. Nodata, NaN
-    and inf are left out of the mean; 0 where all is.
+    and inf are left out of the mean; 0 where all is. Shows progress under `label`.
     """
     palette = None if raster.palette is None else np.asarray(raster.palette, np.uint8)
     mean = np.zeros((*size, len(channels)), np.float32)
     share = np.zeros(size, np.float32)
     level, window = level_for(raster, area, size)
-    for part in parts(window, size, raster.chunk, "image"):
+    for part in parts(window, size, raster.chunk, label):
         stored = raster.read(part.source, level)
         pixels = (stored if palette is None else palette[stored[:, :, 0]])[:, :, channels]
         has = _has_data(pixels, raster.valid(part.source, stored, level))
