@@ -154,7 +154,7 @@ def test_no_more_is_read_than_the_window_needs(tmp_path: Path, monkeypatch: pyte
 def test_a_large_compressed_strip_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raysegment.raster import page
 
-    monkeypatch.setattr(page, "_KEEP_BYTES", 100_000)
+    monkeypatch.setattr(page, "LARGE_BYTES", 100_000)
     pixels = np.random.default_rng(0).integers(0, 255, (800, 600), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "x.tif", pixels, rowsperstrip=400, compression="deflate", metadata=None)
     raster = open_raster(tmp_path / "x.tif")
@@ -455,9 +455,7 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
 
 def test_one_huge_compressed_strip_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "huge.tif"
-    tifffile.imwrite(
-        path, np.zeros((64, 64), np.uint8), rowsperstrip=64, compression="deflate", metadata=None
-    )
+    tifffile.imwrite(path, np.zeros((64, 64), np.uint8), rowsperstrip=64, compression="lzw", metadata=None)
     with tifffile.TiffFile(path, mode="r+b") as tif:
         for tag in ("ImageLength", "ImageWidth", "RowsPerStrip"):
             tif.pages.first.tags[tag].overwrite(60_000)

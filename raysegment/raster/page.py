@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raysegment.errors import InputError, ReadError
 from raysegment.geometry import Size, Window
+from raysegment.raster.large_segment import LARGE_BYTES, MOST_KEPT_BYTES, LargeSegments
+from raysegment.raster.segment_stream import Section, SegmentStream, can_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 #: What an uncompressed page is said to decode at once, if its segments allow: any part of it can be had alone.
 _DIRECT_CHUNK = 256
-#: A compressed segment that unpacks to more than this cannot be worked with window by window.
-_MOST_SEGMENT_BYTES = 1 << 30
-#: One that unpacks to more than this is kept until another is wanted: windows would decode it again and again.
-_KEEP_BYTES = 1 << 26
 
 
 class ByteFile:
@@ -88,8 +85,7 @@ class Page:
         )
         self._rows = math.ceil(height / self._segment.height)
         self._columns = math.ceil(width / self._segment.width)
-        self._lock = threading.Lock()
-        self._kept: tuple[int, np.ndarray | None] = (-1, None)
+        self._large: LargeSegments | None = None
         self._offsets = page.dataoffsets if base is None else (base,)
         self._counts = page.databytecounts if base is None else (0,)
         self._stored = _plain_dtype(key) if base is None else key.dtype.newbyteorder(key.parent.byteorder)
@@ -97,6 +93,7 @@ class Page:
             self._check_header(key)
             self._decode = key.decode
             self._tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
+            self._large = self._large_segments(key)
         elif planes > 1:
             raise InputError(f"{file.path} is a hyperstack with planar samples: rewrite it page by page")
 
@@ -117,6 +114,11 @@ class Page:
             there |= np.asarray(self._offsets[:count]) > 0
         grid: np.ndarray = there.reshape(self._planes, -1).any(axis=0)  # type: ignore[assignment]
         return self._segment, grid.reshape(self._rows, self._columns)
+
+    def read_in_order(self, in_order: bool) -> None:
+        """Whether windows will come from the top down, so that large segments can be decoded as they are read."""
+        if self._large is not None:
+            self._large.in_order = in_order
 
     def read_into(self, window: Window, out: np.ndarray, fill: float) -> None:
         """Write the window's pixels to `out` (height, width, samples); what is not stored becomes `fill`.
@@ -154,26 +156,44 @@ class Page:
             return self._direct(offset, place, part, self._stored)
         if not count:
             return None
-        if self._segment.area * self._samples * self.dtype.itemsize > _KEEP_BYTES:
-            with self._lock:  # one at a time, or every thread would hold one
-                if self._kept[0] != index:
-                    self._kept = (-1, None)
-                    self._kept = (index, self._decoded(index, offset, count))
-                segment = self._kept[1]
-        else:
-            segment = self._decoded(index, offset, count)
-        if segment is None:
-            return None
         rows, columns = part.slices(place)
-        pixels: np.ndarray = segment[rows, columns]
-        if pixels.shape[:2] != part.size:
-            raise ValueError(f"it unpacks to {segment.shape[0]} × {segment.shape[1]} px")
+        if self._large is not None:
+            whole_rows = columns.start == 0 and part.right == min(place.right, self.size.width)
+            pixels = self._large.read(index, rows, columns, whole_rows)
+        else:
+            segment = self._decoded(index)
+            pixels = None if segment is None else segment[rows, columns]
+        if pixels is not None and pixels.shape[:2] != part.size:
+            raise ValueError(
+                f"it unpacks to less than the {part.size.height} × {part.size.width} px of {part}"
+            )
         return pixels
 
-    def _decoded(self, index: int, offset: int, count: int) -> np.ndarray | None:
+    def _decoded(self, index: int) -> np.ndarray | None:
         """One whole segment (y, x, sample)."""
-        segment, _, _ = self._decode(self.file.read(offset, count), index, **self._tables)
+        data = self.file.read(self._offsets[index], self._counts[index])
+        segment, _, _ = self._decode(data, index, **self._tables)
         return None if segment is None else segment[0]
+
+    def _large_segments(self, key: TiffPage) -> LargeSegments | None:
+        """Where segments are large: what reads them."""
+        if self._stored is not None or self._segment_bytes <= LARGE_BYTES:
+            return None
+
+        def stream(index: int) -> SegmentStream:
+            packed = Section(self.file, self._offsets[index], self._counts[index])
+            row = index // self._columns % self._rows
+            last_row = min(self._segment.height, self.size.height - row * self._segment.height)
+            return SegmentStream(key, packed, self._segment, last_row, self._samples)
+
+        return LargeSegments(
+            self._segment_bytes, self._planes, self._decoded, stream if can_stream(key) else None
+        )
+
+    @property
+    def _segment_bytes(self) -> int:
+        """Of one segment, unpacked."""
+        return self._segment.area * self._samples * self.dtype.itemsize
 
     def _direct(self, offset: int, place: Window, part: Window, dtype: np.dtype) -> np.ndarray:
         """Uncompressed rows: read the bytes of `part` and no others."""
@@ -226,11 +246,10 @@ class Page:
                 ) from e
         if key.is_subsampled and key.compression not in (6, 7, 34892, 33007):
             raise InputError(f"{path} has subsampled colour without JPEG: rewrite it as RGB")
-        unpacked = self._segment.area * self._samples * self.dtype.itemsize
-        if self._stored is None and unpacked > _MOST_SEGMENT_BYTES:
+        if self._stored is None and self._segment_bytes > MOST_KEPT_BYTES and not can_stream(key):
             raise InputError(
                 f"{path} is compressed in pieces of {self._segment.height} × {self._segment.width} px "
-                f"({unpacked / 2**30:.1f} GiB each): rewrite it tiled, e.g. gdal_translate -co TILED=YES"
+                f"({self._segment_bytes / 2**30:.1f} GiB each): rewrite it tiled, e.g. gdal_translate -co TILED=YES"
             )
 
 

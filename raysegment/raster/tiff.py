@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tifffile import TiffFile, TiffPage
 
@@ -123,6 +124,18 @@ class TiffRaster:
             page.read_into(window, out[:, :, start : start + page.samples], fill)
             start += page.samples
         return out
+
+    @contextlib.contextmanager
+    def in_order(self) -> Iterator[None]:
+        """Within, windows go down through tiles and strips and are as wide: large ones are never held decoded."""
+        pages = [p for at in self._levels for p in (*at.pages, at.mask) if p is not None]
+        for page in pages:
+            page.read_in_order(True)
+        try:
+            yield
+        finally:
+            for page in pages:
+                page.read_in_order(False)
 
     def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
         """Where there is data: by nodata and NaN, alpha and mask page. True = data; None = everywhere."""
