@@ -1,0 +1,241 @@
+"""An image read at another resolution: :func:`sampled` makes a Raster whose level 0 has any size.
+
+The target grid covers exactly the ground of the image. A stored level is read, and its pixels averaged or
+interpolated on read (resample.py); the value of a target pixel depends on its place alone, so blocks agree
+whatever their borders. Which level and which size: resolution.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from raysegment.geometry import Size, Window
+from raysegment.raster.resample import Taps, averaged, nearest, picked, taps
+from raysegment.raster.stored import Stored
+from raysegment.raster.window import check_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from raysegment.raster.protocol import PixelSize, Raster, Transform
+
+#: Stored pixels are read in bands of about as many pixels as the window has, and at least so many: what is held
+#: must not grow with the factor of shrinking.
+_LEAST_HELD_PIXELS = 1 << 20
+#: Reads whose validity is remembered until it is asked for.
+_REMEMBERED = 4
+
+
+class Sampling(BaseModel):
+    """At which resolution an image is read: as a grid of `size` made from the stored `level`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: int = Field(ge=0)
+    """Stored level that is read."""
+    size: Size
+    """Of the grid, which covers exactly the whole image."""
+
+    @field_validator("size")
+    @classmethod
+    def _has_pixels(cls, size: Size) -> Size:
+        if min(size) < 1:
+            raise ValueError(f"size {size.height} × {size.width} holds no pixel")
+        return size
+
+
+def sampled(raster: Raster, sampling: Sampling | None) -> Raster:
+    """A view of `raster` on the grid of `sampling`; None: `raster` itself, and so for its own level 0."""
+    if sampling is None or (sampling.level == 0 and sampling.size == raster.levels[0]):
+        return raster
+    return SampledRaster(raster, sampling)
+
+
+class SampledRaster:
+    """A Raster on another grid; see :class:`raysegment.raster.protocol.Raster`, and :func:`sampled`.
+
+    Area means where the grid is coarser than the level read, bilinear where it is finer, the nearest pixel of a
+    palette image; a grid of the level's own size gives its pixels untouched. Stored levels coarser than the
+    grid follow as its further levels. As thread-safe as the raster beneath, which :meth:`close` closes.
+
+    Raises ValueError for a level that the raster lacks.
+    """
+
+    def __init__(self, raster: Raster, sampling: Sampling) -> None:
+        if sampling.level >= len(raster.levels):
+            raise ValueError(f"{raster.path} has {len(raster.levels)} levels, none numbered {sampling.level}")
+        self.raster, self.sampling = raster, sampling
+        self._size, self._stored_size = sampling.size, raster.levels[sampling.level]
+        further = [
+            n
+            for n, s in enumerate(raster.levels)
+            if s.height < self._size.height and s.width < self._size.width
+        ]
+        #: The stored level that each level of this one is; None where it is made.
+        self._same = (sampling.level if self._size == self._stored_size else None, *further)
+        self._known: dict[Window, np.ndarray | None] = {}
+        self._lock = threading.Lock()
+
+        full = raster.levels[0]
+        self.path, self.select, self.format = raster.path, raster.select, raster.format
+        self.dtype, self.nodata, self.alpha = raster.dtype, raster.nodata, raster.alpha
+        self.palette, self.crs = raster.palette, raster.crs
+        self.shape = (*self._size, raster.shape[2])
+        self.levels = (self._size, *(raster.levels[n] for n in further))
+        self.chunk = self._on_grid(raster.chunks[sampling.level])
+        self.chunks = (self.chunk, *(raster.chunks[n] for n in further))
+        self.pixel_size = _pixel_size(raster.pixel_size, full, self._size)
+        self.transform = _transform(raster.transform, full, self._size)
+
+    def read(self, window: Window, level: int = 0) -> np.ndarray:
+        """Pixels on the grid (height, width, channels), in the stored dtype. Raises ReadError.
+
+        Without data: the nodata value, NaN in a float image that has none, else 0.
+        """
+        check_window(window, self.levels[level], self.path)
+        same = self._same[level]
+        if same is not None:
+            return self.raster.read(window, same)
+        pixels, valid = self._made(window)
+        with self._lock:
+            self._known.pop(window, None)
+            self._known[window] = valid
+            if len(self._known) > _REMEMBERED:
+                del self._known[next(iter(self._known))]
+        return pixels
+
+    def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
+        """Where at least half of what a pixel is made of has data. True = data; None = everywhere.
+
+        Known from the last reads: pixels alone do not tell (a mean may hit the nodata value). Another
+        window is read again.
+        """
+        same = self._same[level]
+        if same is not None:
+            return self.raster.valid(window, pixels, same)
+        with self._lock:
+            if window in self._known:
+                return self._known[window]
+        return self._made(window)[1]
+
+    def stored(self, level: int = 0) -> Stored | None:
+        """Which chunks are made of anything that is in the file; None = every one."""
+        same = self._same[level]
+        if same is not None:
+            return self.raster.stored(same)
+        there = self.raster.stored(self.sampling.level)
+        if there is None:
+            return None
+        cell = self._on_grid(there.chunk)
+        rows, cols = (
+            _touched(cell[axis], self._size[axis], self._stored_size[axis], there.chunk[axis])
+            for axis in (0, 1)
+        )
+        some = np.stack([there.grid[first:last].any(axis=0) for first, last in rows])
+        grid = np.stack([some[:, first:last].any(axis=1) for first, last in cols], axis=1)
+        return Stored.unless_whole(cell, grid)
+
+    def identity(self) -> str:
+        """That of the raster beneath: of its content, at any resolution."""
+        return self.raster.identity()
+
+    def close(self) -> None:
+        """Close the raster beneath."""
+        self._known.clear()
+        self.raster.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Raster], tuple[Raster, Sampling]]:
+        return SampledRaster, (self.raster, self.sampling)
+
+    def _made(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pixels of the window and where they have data."""
+        kind = taps if self.palette is None else nearest
+        rows = kind(window.y, window.bottom, self._size.height, self._stored_size.height)
+        cols = kind(window.x, window.right, self._size.width, self._stored_size.width)
+        out = np.empty((*window.size, self.shape[2]), self.dtype)
+        seen = np.ones(window.size, bool)
+        held = max(_LEAST_HELD_PIXELS, window.area)
+        for done, ready, pixels, valid, top in self._stored_bands(rows, cols, held):
+            part = rows.part(done, ready, origin=top), cols.part(0, len(cols), origin=cols.start)
+            if self.palette is not None:
+                made, has = picked(pixels, valid, *part)
+            else:
+                made, has = averaged(pixels, valid, *part, fill=self._fill, alpha=self.alpha)
+            out[done:ready] = made
+            if has is not None:
+                seen[done:ready] = has
+            del pixels, valid  # before the next are read
+        return out, None if seen.all() else seen
+
+    def _on_grid(self, chunk: Size) -> Size:
+        """About the size of a stored chunk, in pixels of the grid: at least 1."""
+        stored, size = self._stored_size, self._size
+        return Size(*(max(1, round(min(chunk[a], stored[a]) * size[a] / stored[a])) for a in (0, 1)))
+
+    @property
+    def _fill(self) -> float:
+        if self.nodata is not None:
+            return self.nodata
+        return float("nan") if self.dtype.kind == "f" else 0
+
+    def _stored_bands(
+        self, rows: Taps, cols: Taps, held: int
+    ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray | None, int]]:
+        """Read what `rows` × `cols` are made of, from top to bottom: no pixel twice, about `held` at once.
+
+        Bands end where chunks do, so that none is decoded twice, unless one row of chunks is more than four times
+        `held`. Yields the first and past the last target row that a band completes, stored pixels that these are
+        made of, their validity, and the stored row at which they start.
+        """
+        level = self.sampling.level
+        chunk = self.raster.chunks[level].height
+        width = cols.stop - cols.start
+        step = max(1, min(max(1, held // (width * chunk)) * chunk, 4 * held // width))
+        last = rows.index[:, -1]
+        done, top, kept = 0, rows.start, None
+        read = top
+        while done < len(rows):
+            bottom = min((read // step + 1) * step, rows.stop)
+            pixels = self.raster.read(Window.between(read, cols.start, bottom, cols.stop), level)
+            if kept is not None:
+                pixels = np.concatenate([kept, pixels])
+            read = bottom
+            ready = int(np.searchsorted(last, bottom))
+            if ready > done:
+                window = Window.between(top, cols.start, bottom, cols.stop)
+                yield done, ready, pixels, self.raster.valid(window, pixels, level), top
+                done = ready
+            if done < len(rows):
+                first = min(int(rows.index[done, 0]), bottom)
+                kept, top = pixels[first - top :].copy(), first
+            del pixels
+
+
+def _touched(cell: int, length: int, stored: int, chunk: int) -> list[tuple[int, int]]:
+    """First and past the last stored chunk that each cell of an axis of `length` pixels is made of."""
+    found = []
+    for start in range(0, length, cell):
+        last = min(start + cell, length) - 1
+        first, stop = taps(start, start + 1, length, stored).start, taps(last, last + 1, length, stored).stop
+        found.append((first // chunk, -(-stop // chunk)))
+    return found
+
+
+def _pixel_size(pixel_size: PixelSize | None, full: Size, size: Size) -> PixelSize | None:
+    if pixel_size is None:
+        return None
+    y, x, unit = pixel_size
+    return (y * full.height / size.height, x * full.width / size.width, unit)
+
+
+def _transform(transform: Transform | None, full: Size, size: Size) -> Transform | None:
+    """The same ground in fewer or more pixels: the corner stays, the steps grow."""
+    if transform is None:
+        return None
+    a, b, c, d, e, f = transform
+    y, x = full.height / size.height, full.width / size.width
+    return (a * x, b * y, c, d * x, e * y, f)
