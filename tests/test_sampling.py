@@ -22,6 +22,7 @@ from rasterio.transform import array_bounds
 from raysegment.errors import ReadError
 from raysegment.geometry import Size, Window
 from raysegment.raster import Raster, open_raster
+from raysegment.raster.salvage import read_what_can_be
 from raysegment.raster.sampling import SampledRaster, Sampling, sampled
 from raysegment.raster.stored import Stored
 
@@ -412,6 +413,47 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match=r"cut\.tif"):
         raster.read(Window(y=0, x=0, height=32, width=32))
     raster.close()
+
+
+class Broken(Made):
+    """Some chunks cannot be read; those are told by a grid of chunks."""
+
+    broken: np.ndarray
+
+    def read(self, window: Window, level: int = 0) -> np.ndarray:
+        hit = self.broken[
+            window.y // self.chunk.height : -(-window.bottom // self.chunk.height),
+            window.x // self.chunk.width : -(-window.right // self.chunk.width),
+        ]
+        if hit.any():
+            raise ReadError(f"broken in {window}")
+        return super().read(window, level)
+
+
+@given(image=images(), height=edges, width=edges, data=st.data())
+def test_what_is_left_of_a_damaged_image_depends_on_the_place_alone(
+    image: tuple[np.ndarray, np.ndarray | None], height: int, width: int, data: st.DataObject
+) -> None:
+    pixels, valid = image
+    (h, w), chunk = pixels.shape[:2], Size(data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6)))
+    broken = np.random.default_rng(0).random((-(-h // chunk.height), -(-w // chunk.width))) > 0.7
+    there = ~broken.repeat(chunk.height, axis=0).repeat(chunk.width, axis=1)[:h, :w]
+    damaged = sampled(
+        Broken(pixels, valid, chunk=chunk, broken=broken), Sampling(level=0, size=(height, width))
+    )
+    # the same image with the broken chunks declared empty
+    expected, has = whole(resized(pixels, (height, width), there & everywhere(valid, (h, w)), chunk=chunk))
+    window = data.draw(windows(damaged.levels[0]))
+    with in_bands_of(data.draw(st.sampled_from([1, 40]))):
+        read, seen, failures = read_what_can_be(damaged, window)
+    told = everywhere(has, damaged.levels[0])[window.slices()]
+    assert np.array_equal(everywhere(seen, window.size), told)
+    assert np.array_equal(read[told], expected[window.slices()][told], equal_nan=pixels.dtype.kind == "f")
+    lost = resized(there[:, :, None].astype(np.float64), (height, width))
+    for y, x in np.argwhere(whole(lost)[0][window.slices()][:, :, 0] < 0.5 - 1e-9):
+        assert any(
+            f.window.holds(Window(y=window.y + y, x=window.x + x, height=1, width=1)) for f in failures
+        )
 
 
 # --- real files

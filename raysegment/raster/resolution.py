@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from raysegment.errors import UsageError
 from raysegment.geometry import Size, Window
-from raysegment.raster.sampling import Sampling
+from raysegment.raster.sampling import Sampling, rescaled
 
 if TYPE_CHECKING:
     from raysegment.raster.protocol import PixelSize, Raster
@@ -59,22 +59,12 @@ def choose_sampling(
 
 def snap_region(region: Window, full: Size, target: Size) -> Window:
     """Full-resolution pixels as pixels of a grid of `target` size: every one that `region` touches."""
-    return _mapped(region, full, target)
+    return rescaled(region, full, target)
 
 
 def to_source(window: Window, full: Size, target: Size) -> Window:
     """Pixels of a grid of `target` size as full-resolution pixels: every one that `window` touches."""
-    return _mapped(window, target, full)
-
-
-def _mapped(window: Window, of: Size, to: Size) -> Window:
-    """Snapped outward, in whole numbers, and cut at the image's edge."""
-    return Window.between(
-        window.y * to.height // of.height,
-        window.x * to.width // of.width,
-        -(-window.bottom * to.height // of.height),
-        -(-window.right * to.width // of.width),
-    ).intersect(Window(y=0, x=0, height=to.height, width=to.width))
+    return rescaled(window, target, full)
 
 
 def _at_level(raster: Raster, level: int, trained: PixelSize | None) -> tuple[Sampling | None, str | None]:

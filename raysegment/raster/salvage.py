@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import singledispatch
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,15 @@ class Failure:
     reason: str
 
 
+@singledispatch
 def read_what_can_be(
     raster: Raster, window: Window, level: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None, list[Failure]]:
     """Pixels and validity of `window` as :meth:`Raster.read` and :meth:`Raster.valid` give them, and what is lost.
 
     In a chunk that cannot be read pixels are the nodata value, or 0 where there is none, and not valid. The
-    failures cover the whole of the broken chunks that the window touches, merged to few rectangles.
+    failures cover the whole of the broken chunks that the window touches, merged to few rectangles. (A view on
+    another grid, whose chunks are not the stored ones, registers its own way.)
     """
     try:
         pixels = raster.read(window, level)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raysegment.geometry import Size, Window
 from raysegment.raster.resample import Taps, averaged, nearest, picked, taps
+from raysegment.raster.salvage import Failure, merged, read_what_can_be
 from raysegment.raster.stored import Stored
 from raysegment.raster.window import check_window
 
@@ -75,8 +76,8 @@ class SampledRaster:
             for n, s in enumerate(raster.levels)
             if s.height < self._size.height and s.width < self._size.width
         ]
-        #: The stored level that each level of this one is; None where it is made.
-        self._same = (sampling.level if self._size == self._stored_size else None, *further)
+        #: The stored level that each level of this one is; None where its pixels are made.
+        self.same = (sampling.level if self._size == self._stored_size else None, *further)
         self._known: dict[Window, np.ndarray | None] = {}
         self._lock = threading.Lock()
 
@@ -97,10 +98,10 @@ class SampledRaster:
         Without data: the nodata value, NaN in a float image that has none, else 0.
         """
         check_window(window, self.levels[level], self.path)
-        same = self._same[level]
+        same = self.same[level]
         if same is not None:
             return self.raster.read(window, same)
-        pixels, valid = self._made(window)
+        pixels, valid = self.made(window)
         with self._lock:
             self._known.pop(window, None)
             self._known[window] = valid
@@ -114,17 +115,17 @@ class SampledRaster:
         Known from the last reads: pixels alone do not tell (a mean may hit the nodata value). Another
         window is read again.
         """
-        same = self._same[level]
+        same = self.same[level]
         if same is not None:
             return self.raster.valid(window, pixels, same)
         with self._lock:
             if window in self._known:
                 return self._known[window]
-        return self._made(window)[1]
+        return self.made(window)[1]
 
     def stored(self, level: int = 0) -> Stored | None:
         """Which chunks are made of anything that is in the file; None = every one."""
-        same = self._same[level]
+        same = self.same[level]
         if same is not None:
             return self.raster.stored(same)
         there = self.raster.stored(self.sampling.level)
@@ -151,15 +152,19 @@ class SampledRaster:
     def __reduce__(self) -> tuple[Callable[..., Raster], tuple[Raster, Sampling]]:
         return SampledRaster, (self.raster, self.sampling)
 
-    def _made(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pixels of the window and where they have data."""
+    def made(self, window: Window, lost: list[Failure] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pixels of the window and where they have data, for :meth:`read` and :func:`read_what_can_be`.
+
+        With `lost`, stored chunks that cannot be read have no data, and are added to it. Otherwise raises
+        ReadError.
+        """
         kind = taps if self.palette is None else nearest
         rows = kind(window.y, window.bottom, self._size.height, self._stored_size.height)
         cols = kind(window.x, window.right, self._size.width, self._stored_size.width)
         out = np.empty((*window.size, self.shape[2]), self.dtype)
         seen = np.ones(window.size, bool)
         held = max(_LEAST_HELD_PIXELS, window.area)
-        for done, ready, pixels, valid, top in self._stored_bands(rows, cols, held):
+        for done, ready, pixels, valid, top in self._stored_bands(rows, cols, held, lost):
             part = rows.part(done, ready, origin=top), cols.part(0, len(cols), origin=cols.start)
             if self.palette is not None:
                 made, has = picked(pixels, valid, *part)
@@ -183,7 +188,7 @@ class SampledRaster:
         return float("nan") if self.dtype.kind == "f" else 0
 
     def _stored_bands(
-        self, rows: Taps, cols: Taps, held: int
+        self, rows: Taps, cols: Taps, held: int, lost: list[Failure] | None
     ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray | None, int]]:
         """Read what `rows` × `cols` are made of, from top to bottom: no pixel twice, about `held` at once.
 
@@ -200,19 +205,52 @@ class SampledRaster:
         read = top
         while done < len(rows):
             bottom = min((read // step + 1) * step, rows.stop)
-            pixels = self.raster.read(Window.between(read, cols.start, bottom, cols.stop), level)
-            if kept is not None:
-                pixels = np.concatenate([kept, pixels])
+            band = Window.between(top, cols.start, bottom, cols.stop)
+            if lost is None:
+                pixels = self.raster.read(Window.between(read, cols.start, bottom, cols.stop), level)
+                pixels = pixels if kept is None else np.concatenate([kept, pixels])
+                valid = self.raster.valid(band, pixels, level)
+            else:
+                pixels, valid, failures = read_what_can_be(self.raster, band, level)
+                lost += failures
             read = bottom
             ready = int(np.searchsorted(last, bottom))
             if ready > done:
-                window = Window.between(top, cols.start, bottom, cols.stop)
-                yield done, ready, pixels, self.raster.valid(window, pixels, level), top
+                yield done, ready, pixels, valid, top
                 done = ready
             if done < len(rows):
                 first = min(int(rows.index[done, 0]), bottom)
                 kept, top = pixels[first - top :].copy(), first
-            del pixels
+            del pixels, valid
+
+
+@read_what_can_be.register(SampledRaster)
+def _of_sampled(
+    raster: SampledRaster, window: Window, level: int = 0
+) -> tuple[np.ndarray, np.ndarray | None, list[Failure]]:
+    """Lost are the stored chunks, not those of the grid: a pixel is what is left of it, whatever window asks."""
+    number = raster.same[level]
+    stored = raster.raster.levels[raster.sampling.level if number is None else number]
+    lost: list[Failure] = []
+    if number is None:
+        pixels, valid = raster.made(window, lost)
+    else:
+        pixels, valid, lost = read_what_can_be(raster.raster, window, number)
+    size = raster.levels[level]
+    return pixels, valid, merged(Failure(rescaled(f.window, stored, size), f.reason) for f in lost)
+
+
+def rescaled(window: Window, of: Size, to: Size) -> Window:
+    """Pixels of a grid of size `of` as pixels of one of size `to` over the same ground: all that it touches.
+
+    Snapped outward, in whole numbers, and cut at the image's edge.
+    """
+    return Window.between(
+        window.y * to.height // of.height,
+        window.x * to.width // of.width,
+        -(-window.bottom * to.height // of.height),
+        -(-window.right * to.width // of.width),
+    ).intersect(Window(y=0, x=0, height=to.height, width=to.width))
 
 
 def _touched(cell: int, length: int, stored: int, chunk: int) -> list[tuple[int, int]]:
