@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from raysegment.errors import ReadError
 from raysegment.geometry import Size, Window
 from raysegment.raster.resample import Taps, averaged, nearest, picked, taps
 from raysegment.raster.salvage import Failure, merged, read_what_can_be
@@ -229,14 +230,20 @@ def _of_sampled(
     raster: SampledRaster, window: Window, level: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None, list[Failure]]:
     """Lost are the stored chunks, not those of the grid: a pixel is what is left of it, whatever window asks."""
-    number = raster.same[level]
-    stored = raster.raster.levels[raster.sampling.level if number is None else number]
+    try:
+        pixels = raster.read(window, level)
+        return pixels, raster.valid(window, pixels, level), []
+    except ReadError:
+        number = raster.same[level]
     lost: list[Failure] = []
     if number is None:
         pixels, valid = raster.made(window, lost)
     else:
         pixels, valid, lost = read_what_can_be(raster.raster, window, number)
-    size = raster.levels[level]
+    stored, size = (
+        raster.raster.levels[raster.sampling.level if number is None else number],
+        raster.levels[level],
+    )
     return pixels, valid, merged(Failure(rescaled(f.window, stored, size), f.reason) for f in lost)
 
 
