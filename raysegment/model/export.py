@@ -61,7 +61,7 @@ class ExportResult:
         }
 
     def summary(self) -> str:
-        takes = f"any {' and '.join(self.dynamic)}" if self.dynamic else "one size"
+        takes = f"any {', '.join(self.dynamic)}" if self.dynamic else "one image at a time"
         frozen = "" if "height" in self.dynamic else f", tiles of {self.tile} pixels only"
         return (
             f"{self.output} and {self.sidecar} written: {takes}{frozen}; "
