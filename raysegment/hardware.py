@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,19 @@ def available_memory(cgroup: Path = _CGROUP) -> int:
         if place.is_file() and (limit := place.read_text().strip()) != "max":
             return min(total, int(limit))
     return total
+
+
+def peak_memory(status: Path = Path("/proc/self/status")) -> int:
+    """The most bytes of memory that this process has held. Not by getrusage alone: on Linux its figure outlives exec
+    and may be the parent's."""
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def pick_device(wish: str = "auto") -> torch.device:

@@ -8,8 +8,9 @@ import numpy as np
 
 from raysegment.geometry import Size, Window
 from raysegment.inference.blend import FIXED_POINT_BITS
+from raysegment.inference.block import read_block
 from raysegment.inference.plan import ImagePlan, Plan
-from raysegment.inference.segmenter import Segmenter, read_block
+from raysegment.inference.segmenter import Segmenter
 from raysegment.model.model import Model
 
 
@@ -47,6 +48,7 @@ def make_plan(model: Model, image: np.ndarray, **changes: Any) -> Plan:
     """A plan for one image in memory; tile 32, overlap 8, blocks of 3 cells unless said otherwise."""
     height, width, channels = image.shape
     region = changes.pop("region", Window(y=0, x=0, height=height, width=width))
+    cells = changes.pop("cells_per_block", 3)
     values: dict[str, Any] = {
         "model": "made",
         "classes": model.spec.classes,
@@ -56,7 +58,7 @@ def make_plan(model: Model, image: np.ndarray, **changes: Any) -> Plan:
         "tile": 32,
         "overlap": 8,
         "blend": "hann",
-        "cells_per_block": 3,
+        "planes": len(model.spec.classes),
         "precision": "fp32",
         "device": "cpu",
         "batch_size": 1,
@@ -68,6 +70,8 @@ def make_plan(model: Model, image: np.ndarray, **changes: Any) -> Plan:
                 shape=(height, width, channels),
                 channels=tuple(range(channels)),
                 region=region,
+                cells_per_block=cells,
+                skip=changes.pop("skip", False),
                 output="none",
             ),
         ),
@@ -79,7 +83,7 @@ def summed(model: Model, plan: Plan, image: np.ndarray, valid: np.ndarray | None
     """Fixed-point sums (classes, h, w) int64 of the wanted region: every block's partial sums, added up."""
     grid, region = plan.grids[0], plan.images[0].region
     raster, segmenter = ArrayRaster(image, valid), Segmenter(model, plan)
-    total = np.zeros((len(plan.classes), *region.size), np.int64)
+    total = np.zeros((plan.sums, *region.size), np.int64)
     for _, block in plan.blocks:
         seen = read_block(raster, plan.images[0].channels, grid, block, plan.margin)
         for band, sums in segmenter.sums(grid, block, seen):

@@ -15,8 +15,9 @@ from reference import whole_image
 
 from raysegment.errors import AnswerError, InputError, UsageError, WorkError
 from raysegment.geometry import Window
-from raysegment.inference.labels import labels_of
-from raysegment.inference.plan import Plan, Request, choose_cells, choose_tile
+from raysegment.inference.outcome import labels_of
+from raysegment.inference.plan import Plan
+from raysegment.inference.request import Request, choose_cells, choose_tile
 from raysegment.inference.scratch import Scratch
 from raysegment.inference.segmenter import Segmenter
 from raysegment.inference.stitch import stitch
@@ -36,13 +37,13 @@ def stitched(
     """The labels of the wanted region: segmented block by block, stitched shard by shard, in this process."""
     scratch, segmenter, raster = Scratch(folder), Segmenter(model, plan), ArrayRaster(image, valid)
     for index, block in plan.blocks:
-        scratch.save_record(index, block, segmenter.segment(raster, index, block))
-    region, edge = plan.images[0].region, plan.block_edge
+        scratch.save_record(index, block, segmenter.segment(raster, index, block).record)
+    region, edge = plan.images[0].region, plan.block_edge(0)
     mask = np.empty(region.size, plan.label_dtype)
     for y in range(region.y, region.bottom, edge):
         for x in range(region.x, region.right, edge):
             shard = Window.between(y, x, min(y + edge, region.bottom), min(x + edge, region.right))
-            mask[shard.slices(region)] = stitch(plan, 0, shard, scratch)
+            mask[shard.slices(region)] = stitch(plan, 0, shard, scratch)["labels"]
     return mask
 
 
@@ -180,7 +181,7 @@ def test_a_region_of_three_classes_with_thresholds(tmp_path: Path) -> None:
 
 def test_ties_go_to_the_lower_index() -> None:
     sums = np.array([5, 5, 5, 4], np.int32).reshape(4, 1, 1)
-    assert labels_of(sums, None, np.dtype(np.uint8))[0, 0] == 0
+    assert labels_of(sums, 4, None, np.dtype(np.uint8))[0, 0] == 0
 
 
 def test_float_pixels_nan_is_zero_and_inf_is_an_error() -> None:
@@ -236,4 +237,4 @@ def test_memory_of_a_worker_does_not_know_the_image() -> None:
     small, large = (
         make_plan(model, np.broadcast_to(np.uint8(0), (n, n, 1)), cells_per_block=20) for n in (4000, 400_000)
     )
-    assert small.worker_bytes(1) == large.worker_bytes(1)
+    assert small.worker_bytes(1, 0) == large.worker_bytes(1, 0)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +21,16 @@ import zarr
 from made import make_plan, summed
 from networks import convolutional, identity
 from ome_zarr_models.v05 import Image as OmeImage
+from ray.data import ActorPoolStrategy
 
 import raysegment as rs
 from raysegment.errors import LockedError, OutputExistsError, UsageError, WorkError
 from raysegment.geometry import Block
 from raysegment.inference.job import Job
 from raysegment.inference.pipeline import _run
-from raysegment.inference.plan import Request
 from raysegment.inference.record import RecordFile
+from raysegment.inference.request import Request
+from raysegment.inference.resolve import settle
 from raysegment.inference.run import infer, plan
 from raysegment.inference.scratch import Scratch
 from raysegment.model.architectures import build
@@ -184,7 +187,8 @@ def test_an_overwritten_mask_is_gone_before_the_plan_is_there(
     save = Scratch.save_plan
     monkeypatch.setattr(Scratch, "save_plan", lambda *a: (seen.append(out.exists()), save(*a))[1])
     with scratch.lock():
-        Job.open(scene, identity(channels=3), Request(tile=64), None, out).settle(scratch, overwrite=True)
+        job = Job.open([(scene, out)], identity(channels=3), Request(tile=64), None)
+        settle(job, job.images, scratch, overwrite=True)
     assert seen == [False]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.zarr.scratch"]
 
@@ -192,22 +196,23 @@ def test_an_overwritten_mask_is_gone_before_the_plan_is_there(
 def test_an_unfinished_run_into_another_output_is_not_taken_over(scene: Path, tmp_path: Path) -> None:
     scratch, model = Scratch(tmp_path / "s"), identity(channels=3)
     with scratch.lock():
-        Job.open(scene, model, Request(tile=64), None, tmp_path / "a.zarr").settle(scratch, overwrite=False)
-        other = Job.open(scene, model, Request(tile=64), None, tmp_path / "b.zarr")
+        one = Job.open([(scene, tmp_path / "a.zarr")], model, Request(tile=64), None)
+        settle(one, one.images, scratch, overwrite=False)
+        other = Job.open([(scene, tmp_path / "b.zarr")], model, Request(tile=64), None)
         with pytest.raises(OutputExistsError, match="another out"):
-            other.settle(scratch, overwrite=False)
+            settle(other, other.images, scratch, overwrite=False)
 
 
 def test_a_plan_of_another_version_may_be_overwritten(scene: Path, tmp_path: Path) -> None:
     scratch, model = Scratch(tmp_path / "m.zarr.scratch"), identity(channels=3)
     with scratch.lock():
-        job = Job.open(scene, model, Request(tile=64), None, tmp_path / "m.zarr")
-        job.settle(scratch, overwrite=False)
+        job = Job.open([(scene, tmp_path / "m.zarr")], model, Request(tile=64), None)
+        settle(job, job.images, scratch, overwrite=False)
         plan_file = scratch.path / "plan.json"
-        plan_file.write_text(plan_file.read_text().replace('"version": 1', '"version": 99'))
+        plan_file.write_text(plan_file.read_text().replace('"version": 2', '"version": 99'))
         with pytest.raises(OutputExistsError, match="--overwrite"):
-            job.settle(scratch, overwrite=False)
-        assert job.settle(scratch, overwrite=True)[0].version == 1
+            settle(job, job.images, scratch, overwrite=False)
+        assert settle(job, job.images, scratch, overwrite=True)[0].version == 2
 
 
 def test_a_failing_block_stops_the_job_and_loses_nothing(tmp_path: Path, ray_cluster: None) -> None:
@@ -223,11 +228,13 @@ def test_a_failing_block_stops_the_job_and_loses_nothing(tmp_path: Path, ray_clu
 
 def test_a_stage_that_is_stopped_leaves_no_thread(scene: Path, ray_cluster: None) -> None:
     """One that lives on calls Ray after its shutdown, which ends the process without a word."""
+
+    class _FailsAtThree:  # in here: a worker cannot import this module
+        def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+            return {**rows, "trace": [""], "error": ["no" if rows["row"][0] == 3 else ""]}
+
     before = set(threading.enumerate())
-    rows = _run(
-        [{"row": i} for i in range(40)],
-        lambda row: {**row, "trace": "", "error": "" if row["row"] < 3 else "no"},
-    )
+    rows = _run([{"row": i} for i in range(40)], _FailsAtThree, num_cpus=1, compute=ActorPoolStrategy(size=1))
     with pytest.raises(WorkError, match=r"^no$"):
         list(rows)
     deadline = time.monotonic() + 20
@@ -343,13 +350,12 @@ def test_resume_obeys_the_plan_that_was_written(scene: Path, tmp_path: Path) -> 
     scratch = Scratch(tmp_path / "m.zarr.scratch")
     model = convolutional(channels=3)
     with scratch.lock():
-        job = Job.open(scene, model, Request(tile=128), None, tmp_path / "m.zarr")
-        made, _ = job.settle(scratch, overwrite=False)
-        again, measured = Job.open(scene, model, Request(tile=128), None, tmp_path / "m.zarr").settle(
-            scratch, False
-        )
+        job = Job.open([(scene, tmp_path / "m.zarr")], model, Request(tile=128), None)
+        made, _ = settle(job, job.images, scratch, overwrite=False)
+        same = Job.open([(scene, tmp_path / "m.zarr")], model, Request(tile=128), None)
+        again, measured = settle(same, same.images, scratch, False)
         assert (again, measured) == (made, None)
-        other = Job.open(scene, model, Request(tile=256), None, tmp_path / "m.zarr")
+        other = Job.open([(scene, tmp_path / "m.zarr")], model, Request(tile=256), None)
         with pytest.raises(OutputExistsError, match="another tile"):
-            other.settle(scratch, overwrite=False)
-        assert other.settle(scratch, overwrite=True)[0].tile == 256
+            settle(other, other.images, scratch, overwrite=False)
+        assert settle(other, other.images, scratch, overwrite=True)[0].tile == 256

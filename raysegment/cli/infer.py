@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,8 @@ from raysegment.geometry import Window
     Examples:
       raysegment infer scene.tif --model run/model.safetensors --out mask.zarr
       raysegment infer slide.svs --model tissue.safetensors --out mask.zarr --region 10000 20000 8192 8192
+      raysegment infer 'scenes/*.tif' --model run/model.safetensors --out masks
+      raysegment infer slide.svs --model tissue.onnx --out mask.zarr --foreground auto --tta flip
       raysegment infer scene.tif --model run/model.safetensors --plan
 
     Interrupted? The same command goes on where it stopped.
@@ -28,9 +31,15 @@ def infer(
         list[str],
         typer.Argument(help="TIFF, BigTIFF, OME-TIFF, SVS, Zarr, OME-Zarr; PNG or JPEG when small."),
     ],
-    model: Annotated[str, typer.Option(help="A .safetensors of `train`, or a .pt2 or .onnx with its NAME.toml.")],
+    model: Annotated[
+        str, typer.Option(help="A .safetensors of `train`, or a .pt2 or .onnx with its NAME.toml.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(metavar="MASK.zarr", help="The mask: an OME-Zarr label image.")
+        Path | None,
+        typer.Option(
+            metavar="MASK.zarr|FOLDER",
+            help="The mask: an OME-Zarr label image; a folder for several sources.",
+        ),
     ] = None,
     tile: Annotated[int | None, typer.Option(min=1, help="Tile edge in px.  [default: the model's]")] = None,
     overlap: Annotated[
@@ -40,10 +49,32 @@ def infer(
         Literal["hann", "gaussian", "linear", "none"],
         typer.Option(help="How overlapping tiles are weighted."),
     ] = "hann",
+    level: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Read this level of the image's pyramid.")
+    ] = None,
+    pixel_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X|native", help="Read at this pixel size: µm or CRS units.  [default: the model's]"
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(metavar="0,1,2", help="Which channels the network sees, in its order.")
+    ] = None,
     region: Annotated[
         tuple[int, int, int, int] | None,
         typer.Option(metavar="X Y W H", help="Only this part, in full-resolution px."),
     ] = None,
+    foreground: Annotated[
+        str,
+        typer.Option(
+            metavar="all|auto|MASK", help="What to segment; auto skips nodata and, on slides, glass."
+        ),
+    ] = "all",
+    tta: Annotated[
+        Literal["none", "flip", "d4"],
+        typer.Option(help="Average over flips (4 passes), or flips and turns (8)."),
+    ] = "none",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         typer.Option(help="auto: bf16 where it is fast and agrees with fp32."),
@@ -56,6 +87,19 @@ def infer(
     block: Annotated[
         str, typer.Option(metavar="auto|PX", help="Edge of what a worker does at once.")
     ] = "auto",
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of each worker, such as 2G; blocks are made to fit.")
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write class probabilities, as uint8.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write how far overlapping tiles disagree.")
+    ] = False,
+    on_error: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(help="skip: what cannot be read becomes nodata and is listed; exit 3."),
+    ] = "fail",
     scratch: Annotated[
         Path | None,
         typer.Option(help="Folder for unfinished work, seen by all workers.  [default: OUT.scratch]"),
@@ -69,6 +113,9 @@ def infer(
         bool, typer.Option("--overwrite", help="Replace a mask that something else made.")
     ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done; do nothing.")] = False,
+    self_check: Annotated[
+        bool, typer.Option("--self-check", help="First prove this plan with a constant and a ramp.")
+    ] = False,
 ) -> Result:
     """Segment an image of any size: tiles, blended without seams, into one mask.
 
@@ -79,35 +126,41 @@ def infer(
     for option, asked in (("--polygons", polygons), ("--into-labels", into_labels)):
         if asked is not None:
             raise NotBuiltError(f"{option} {asked}: not built yet")
-    if len(source) > 1:
-        raise NotBuiltError(
-            f"{len(source)} sources: several images in one call are not built yet; call once for each"
-        )
     count, plane = _auto_or_count(workers, "--workers"), _selection(select)
     options: run.Options = {
         "tile": tile,
         "overlap": overlap,
         "blend": blend,
+        "level": level,
+        "pixel_size": _pixel_size(pixel_size),
+        "channels": _channels(channels),
         "region": None
         if region is None
         else Window(x=region[0], y=region[1], width=region[2], height=region[3]),
+        "foreground": foreground,
+        "tta": tta,
         "precision": precision,
         "device": device,
         "batch_size": _auto_or_count(batch_size, "--batch-size"),
         "block": _auto_or_count(block, "--block"),
+        "max_memory": None if max_memory is None else _bytes(max_memory),
+        "probabilities": probabilities,
+        "uncertainty": uncertainty,
+        "on_error": on_error,
     }
     if plan:
-        return run.plan(source[0], model=model, workers=count, select=plane, **options)
+        return run.plan(source, model=model, workers=count, select=plane, **options)
     if out is None:
         raise UsageError("--out is missing: name the mask, such as --out mask.zarr (or use --plan)")
     return run.infer(
-        source[0],
+        source,
         model=model,
         out=out,
         workers=count,
         scratch=scratch,
         select=plane,
         overwrite=overwrite,
+        self_check=self_check,
         **options,
     )
 
@@ -127,3 +180,30 @@ def _selection(text: str | None) -> dict[str, int] | None:
     if not all(axis and sign and index.isdigit() for axis, sign, index in pairs):
         raise UsageError(f"--select {text!r}: give axis=index pairs, such as z=0,t=0")
     return {axis.strip(): int(index) for axis, _, index in pairs}
+
+
+def _pixel_size(text: str | None) -> float | Literal["native"] | None:
+    if text is None or text == "native":
+        return text  # type: ignore[return-value]
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--pixel-size {text!r}: give a number, or native") from None
+
+
+def _channels(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(f"--channels {text!r}: give indices from 0, such as 0,1,2")
+    return tuple(map(int, parts))
+
+
+def _bytes(text: str) -> int:
+    """ "600M", "2G", "2GiB" or plain bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"--max-memory {text!r}: give a size such as 600M or 2G")
+    power = "kmgt".find(match[2].lower()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
 from raysegment.geometry import Block
-from raysegment.hardware import has_fast_bf16
-from raysegment.inference.segmenter import Segmenter, read_block
+from raysegment.hardware import has_fast_bf16, peak_memory
+from raysegment.inference.block import read_block, tiles_of
+from raysegment.inference.network import Network, possible_outputs
+from raysegment.inference.plan import VIEWS
+from raysegment.inference.request import least_cells
 
 if TYPE_CHECKING:
+    from raysegment.inference.block import BlockPixels, Spot
     from raysegment.inference.plan import Plan, Precision
+    from raysegment.inference.request import Request
     from raysegment.model.model import Model
     from raysegment.raster import Raster
 
 #: bf16 is taken when no more than this share of the pixels changes class.
 TOLERATED_DISAGREEMENT = 1e-3
+#: A larger batch is taken when it is at least this much faster a tile: less than that is the machine's mood.
+_WORTH = 1.05
+_BATCHES = {"cpu": (1, 2), "cuda": (1, 2, 4, 8, 16, 32, 64)}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one tile of the image, forwarded in this process, says."""
+    """What a few tiles of the image, forwarded in this process, say."""
 
     precision: Precision
+    batch_size: int
+    planes: int
+    """Probabilities that have to be summed per pixel."""
     tile_s: float
-    """Seconds of one forward pass in that precision, on one worker's threads."""
+    """Seconds of one tile's forward passes, on one worker's threads or its GPU."""
+    activations: int
+    """Bytes that one forward pass of a batch takes, above what the process held before."""
     forward_pixels: int
     agreement: Agreement | None
     """Of bf16 with fp32; None where only one was tried."""
@@ -47,39 +61,114 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"bf16 against fp32 on a tile: probabilities differ by at most {self.difference:.2g}, "
+            f"bf16 against fp32 on the first tiles: probabilities differ by at most {self.difference:.2g}, "
             f"the class on {100 * self.disagreement:.3g} % of the pixels"
         )
 
 
-def measure(model: Model, raster: Raster, plan: Plan, *, choose_precision: bool) -> Measured:
-    """Forward the tile in the middle of the wanted region; with `choose_precision`, in bf16 too where that is fast."""
-    grid = plan.grids[0]
-    block = _middle_block(plan)
-    seen = read_block(raster, plan.images[0].channels, grid, block, plan.margin)
-    tried: list[Precision] = [plan.precision]
-    if choose_precision and has_fast_bf16(plan.device):
-        tried = ["fp32", "bf16"]
-    answers: list[np.ndarray] = []
-    seconds: list[float] = []
-    for precision in tried:
-        segmenter = Segmenter(model, plan.model_copy(update={"precision": precision}))
-        segmenter.answer(seen, block)  # the first call pays for memory and kernels
-        started = time.perf_counter()
-        answers.append(segmenter.answer(seen, block))
-        seconds.append(time.perf_counter() - started)
-    pixels = 2 * len(tried) * plan.batch_size * plan.tile**2
-    if len(tried) == 1:
-        return Measured(tried[0], seconds[0] / plan.batch_size, pixels, None)
-    fp32, bf16 = answers
-    agreement = Agreement(
-        difference=float(np.abs(fp32 - bf16).max()),
-        disagreement=float((fp32.argmax(axis=1) != bf16.argmax(axis=1)).mean()),
+def measure(model: Model, raster: Raster, plan: Plan, request: Request) -> Measured:
+    """Forward tiles from the middle of the wanted region; in bf16 too where that is fast, and in larger batches."""
+    trial = _Trial(model, raster, plan)
+    precision, agreement = plan.precision, None
+    answer = trial.answer(precision, plan.batch_size)
+    if request.precision == "auto" and has_fast_bf16(plan.device):
+        agreement = _agreement(answer, trial.answer("bf16", plan.batch_size))
+        precision = "bf16" if agreement.disagreement <= TOLERATED_DISAGREEMENT else "fp32"
+    batch, tile_s = plan.batch_size, trial.tile_s(precision, plan.batch_size)
+    if request.batch_size == "auto":
+        for larger in _BATCHES[plan.device][1:]:
+            seconds = trial.tile_s(precision, larger)
+            if seconds is None or tile_s is None or tile_s < _WORTH * seconds:
+                break
+            batch, tile_s = larger, seconds
+    return Measured(
+        precision=precision,
+        batch_size=batch,
+        planes=trial.planes,
+        tile_s=tile_s or 0.0,
+        activations=trial.activations * batch // plan.batch_size,
+        forward_pixels=trial.forward_pixels,
+        agreement=agreement,
     )
-    chosen = 1 if agreement.disagreement <= TOLERATED_DISAGREEMENT else 0
-    return Measured(tried[chosen], seconds[chosen] / plan.batch_size, pixels, agreement)
 
 
-def _middle_block(plan: Plan) -> Block:
-    blocks = plan.grids[0].blocks()
-    return blocks[len(blocks) // 2]
+class _Trial:
+    """The network on a few tiles of one small block."""
+
+    def __init__(self, model: Model, raster: Raster, plan: Plan) -> None:
+        image = plan.images[0].model_copy(update={"cells_per_block": least_cells(plan.tile, plan.overlap)})
+        self._plan = plan.model_copy(update={"images": (image,)})
+        self._model = model
+        grid = self._plan.grids[0]
+        blocks = grid.blocks()
+        self._block: Block = blocks[len(blocks) // 2]
+        self._seen: BlockPixels = read_block(
+            raster, image.channels, grid, self._block, plan.margin, salvage=plan.on_error == "skip"
+        )
+        rows, cols = grid.block_tiles(self._block)
+        self._spots: list[Spot] = [(r - rows[0], c - cols[0]) for r, c in tiles_of(grid, self._block)]
+        self.forward_pixels = 0
+        self.activations = 0
+        self.planes = plan.planes
+
+    def answer(self, precision: Precision, batch: int) -> torch.Tensor:
+        """Probabilities (batch, classes, tile, tile) of the first tiles; learns what the network answers with."""
+        network = self._network(precision, batch)
+        channels: list[int] = []
+        hook = network.module.register_forward_hook(lambda _m, _x, y: channels.append(y.shape[1]))
+        before = _reset_peak(network.device)
+        p = self._forward(network, batch)
+        self.activations = max(self.activations, _peak(network.device) - before)
+        hook.remove()
+        classes, activation = len(self._plan.classes), self._model.spec.activation
+        if classes == 2 and (activation == "softmax" or channels[0] == 1):
+            assert channels[0] in possible_outputs(2, activation)
+            self.planes = 1
+        return p
+
+    def tile_s(self, precision: Precision, batch: int) -> float | None:
+        """Seconds a tile; None when the device's memory does not hold the batch."""
+        network = self._network(precision, batch)
+        self._forward(network, batch)  # the first call pays for memory and kernels
+        if network.batch < batch:
+            return None
+        started = time.perf_counter()
+        self._forward(network, batch)
+        return (time.perf_counter() - started) / batch
+
+    def _network(self, precision: Precision, batch: int) -> Network:
+        return Network(
+            self._model, self._plan.model_copy(update={"precision": precision, "batch_size": batch})
+        )
+
+    def _forward(self, network: Network, batch: int) -> torch.Tensor:
+        spots = [self._spots[i % len(self._spots)] for i in range(batch)]
+        held = network.hold(self._seen)
+        held.wait()
+        answers = [p for _, p in network.answers(held, spots, f"block {self._block.row},{self._block.col}")]
+        if network.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.forward_pixels += batch * VIEWS[self._plan.tta] * self._plan.tile**2
+        return torch.cat(answers)[:batch]
+
+
+def _agreement(fp32: torch.Tensor, bf16: torch.Tensor) -> Agreement:
+    return Agreement(
+        difference=float((fp32 - bf16).abs().max()),
+        disagreement=float((fp32.argmax(dim=1) != bf16.argmax(dim=1)).float().mean()),
+    )
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Forget the process's, or the device's, peak; returns what it holds now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    forget = Path("/proc/self/clear_refs")
+    if forget.exists():
+        forget.write_text("5")  # of the peak resident size, see proc(5)
+    return peak_memory()
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory()

@@ -169,6 +169,10 @@ class Grid:
         """Tile rows and tile columns that a block runs."""
         return range(*self.y.block_tiles(block.row)), range(*self.x.block_tiles(block.col))
 
+    def tile_window(self, row: int, col: int) -> Window:
+        """What the network answers for in tile (row, col); it may stick out of the image."""
+        return Window(y=self.y.tile_start(row), x=self.x.tile_start(col), height=self.tile, width=self.tile)
+
     def own(self, block: Block) -> Window:
         return _window(self.y.own(block.row), self.x.own(block.col))
 

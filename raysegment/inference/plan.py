@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from raysegment.errors import InputError, UsageError
 from raysegment.geometry import Block, Size, Window, reflect
 from raysegment.inference.blend import Blend
 from raysegment.inference.grid import Axis, Grid
-from raysegment.model.spec import Class, ModelSpec
+from raysegment.inference.request import Augmentation, OnError
+from raysegment.model.spec import Class
+from raysegment.raster.sampling import Sampling
 
 if TYPE_CHECKING:
     from raysegment.raster import Raster
@@ -21,42 +22,37 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["cpu", "cuda"]
 
-#: Bounds of an automatic block edge. It depends on the image alone: the mask's files must not depend on the workers.
-BLOCK_EDGES = (1024, 2048)
-#: What a worker needs before its first block: Python, Ray, torch and their libraries (measured, PSS).
+#: What a worker holds before its first block: Python, Ray, torch and their libraries (measured, resident).
 WORKER_BASE_BYTES = 450 << 20
 #: Blocks that one worker holds at once. Beside a GPU, one computes while the next is read and the last is written;
 #: a CPU worker has one core, and reading would only take turns with the network, in twice the memory.
-BLOCKS_IN_HAND = {"cpu": 1, "cuda": 2}
-
-
-class Request(BaseModel):
-    """What the caller asked for. None and "auto" leave the choice to the plan."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tile: int | None = Field(default=None, ge=1)
-    overlap: int | None = Field(default=None, ge=0)
-    blend: Blend = "hann"
-    region: Window | None = None
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+BLOCKS_IN_HAND = {"cpu": 1, "cuda": 3}
+#: Forward passes of one tile.
+VIEWS: dict[Augmentation, int] = {"none": 1, "flip": 4, "d4": 8}
 
 
 class ImagePlan(BaseModel):
-    """One image: where it is, what it is, which part is wanted, where its mask goes."""
+    """One image: where it is, what it is, how it is read, which part is wanted, where its mask goes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     select: dict[str, int] | None = None
     identity: str
+    sampling: Sampling | None = None
+    """The resolution it is read at; None: as stored."""
+    copy_name: str | None = None
+    """The copy in the scratch that its pixels are read from, where its own layout makes windows dear."""
     shape: tuple[int, int, int]
+    """(height, width, stored channels) at that resolution: all pixels of the plan are pixels of this grid."""
     channels: tuple[int, ...]
     """Stored channels that the network sees, in its order."""
     region: Window
+    cells_per_block: int
+    skip: bool = False
+    """Whether tiles without a foreground pixel are left out."""
+    foreground: str | None = None
+    """Digest of the foreground that lies in the scratch; None: every valid pixel counts."""
     output: str
 
     @property
@@ -69,7 +65,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     model: str
     """Digest of weights, network and spec."""
     classes: tuple[Class, ...]
@@ -79,7 +75,12 @@ class Plan(BaseModel):
     tile: int
     overlap: int
     blend: Blend
-    cells_per_block: int
+    planes: int
+    """Probabilities that are summed per pixel: one per class; 1 where the second of two is what is left."""
+    tta: Augmentation = "none"
+    probabilities: bool = False
+    uncertainty: bool = False
+    on_error: OnError = "fail"
     precision: Precision
     device: Device
     batch_size: int
@@ -91,9 +92,13 @@ class Plan(BaseModel):
         return self.tile - self.overlap
 
     @property
-    def block_edge(self) -> int:
-        """Edge in pixels of a block, and of a shard of the mask."""
-        return self.cells_per_block * self.stride
+    def sums(self) -> int:
+        """Planes of fixed-point sums: the probabilities', and one of their squares where uncertainty is wanted."""
+        return self.planes + self.uncertainty
+
+    def block_edge(self, index: int) -> int:
+        """Edge in pixels of a block of image `index`, and of a shard of its mask."""
+        return self.images[index].cells_per_block * self.stride
 
     @property
     def label_dtype(self) -> np.dtype:
@@ -108,7 +113,7 @@ class Plan(BaseModel):
     def grids(self) -> tuple[Grid, ...]:
         """The grid of each image."""
         return tuple(
-            Grid(image.size, self.tile, self.overlap, self.cells_per_block, image.region)
+            Grid(image.size, self.tile, self.overlap, image.cells_per_block, image.region)
             for image in self.images
         )
 
@@ -119,32 +124,42 @@ class Plan(BaseModel):
 
     @property
     def tiles(self) -> int:
-        """Forward passes."""
+        """Tiles of all images, those that may be skipped included."""
         return sum(grid.tiles for grid in self.grids)
 
     @property
     def forward_pixels(self) -> int:
-        """Pixels that the network answers for."""
-        return self.tiles * self.tile**2
+        """Pixels that the network answers for, if no tile is skipped."""
+        return self.tiles * VIEWS[self.tta] * self.tile**2
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Upper bound of the scratch records: rims as int32 per class, labels uncompressed."""
-        total = 0
-        for i, block in self.blocks:
-            grid = self.grids[i]
+    def scratch_bytes(self, index: int) -> int:
+        """Upper bound of an image's scratch records: rims as int32 per plane, the rest uncompressed."""
+        total, grid = 0, self.grids[index]
+        per_pixel = self.label_dtype.itemsize + self.probabilities * len(self.classes) + self.uncertainty
+        for block in grid.blocks():
             rims = sum(window.area for _, window in grid.rims(block).items())
-            total += rims * len(self.classes) * 4 + grid.own(block).area * self.label_dtype.itemsize
+            total += rims * self.sums * 4 + grid.own(block).area * per_pixel
         return total
 
-    def worker_bytes(self, itemsize: int) -> int:
-        """Memory of one worker: of block, tile and class count alone, never of the image."""
-        edge, in_hand = self.block_edge + self.overlap + 2 * self.margin, BLOCKS_IN_HAND[self.device]
-        pixels = edge**2 * self.channels * itemsize * in_hand
-        sums = self.tile * edge * len(self.classes) * 4
-        rims = 4 * self.overlap * edge * len(self.classes) * 4 * in_hand
-        labels = self.block_edge**2 * self.label_dtype.itemsize * in_hand
-        return WORKER_BASE_BYTES + pixels + sums + rims + labels
+    def output_bytes(self, index: int) -> int:
+        """Upper bound of an image's mask, all levels, and what is written beside it, uncompressed."""
+        per_pixel = (
+            self.label_dtype.itemsize * 4 / 3 + self.probabilities * len(self.classes) + self.uncertainty
+        )
+        return int(self.images[index].region.area * per_pixel)
+
+    def worker_bytes(self, itemsize: int, activations: int) -> int:
+        """Memory of one worker: of block, tile and class count alone, never of the image.
+
+        `itemsize`: bytes of a stored sample; `activations`: bytes that one forward pass of a batch takes.
+        """
+        edge = max(map(self.block_edge, range(len(self.images))))
+        seen, in_hand = edge + self.overlap + 2 * self.margin, BLOCKS_IN_HAND[self.device]
+        pixels = seen**2 * max(image.shape[2] for image in self.images) * itemsize * in_hand * 2
+        sums = self.tile * seen * self.sums * 4 * 2
+        rims = 4 * self.overlap * seen * self.sums * 4 * in_hand * 2
+        per_pixel = self.label_dtype.itemsize + self.probabilities * len(self.classes) + self.uncertainty + 2
+        return WORKER_BASE_BYTES + activations + pixels + sums + rims + edge**2 * per_pixel * in_hand
 
     def recipe(self, image: ImagePlan) -> dict[str, Any]:
         """What decides the values of an image's mask; block, batch and threads do not."""
@@ -155,85 +170,12 @@ class Plan(BaseModel):
             "overlap": self.overlap,
             "blend": self.blend,
             "precision": self.precision,
+            "tta": self.tta,
+            "resolution": [image.sampling.level if image.sampling else 0, *image.size],
+            "channels": list(image.channels),
+            "foreground": image.foreground,
             "region": [image.region.y, image.region.x, image.region.height, image.region.width],
         }
-
-
-def choose_tile(request: Request, spec: ModelSpec) -> tuple[int, int]:
-    """Tile and overlap that the network allows. Raises UsageError naming the two nearest valid values.
-
-    The network's input edge, tile + 2·margin, and the stride must be multiples of `spec.multiple`; the overlap even.
-    """
-    tile = request.tile if request.tile is not None else spec.tile
-    m, margin = spec.multiple, spec.margin
-    below = (tile + 2 * margin) // m * m - 2 * margin
-    if below != tile:
-        valid = [v for v in (below, below + m) if v > 0]
-        raise UsageError(f"--tile {tile} does not fit the model: the nearest that do are {_either(valid)}")
-
-    def allowed(overlap: int) -> bool:
-        return 0 <= overlap < tile and overlap % 2 == 0 and (tile - overlap) % m == 0
-
-    def nearest(overlap: int) -> list[int]:
-        down = next((v for v in range(min(overlap, tile - 1), -1, -1) if allowed(v)), None)
-        up = next((v for v in range(max(overlap, 0), tile) if allowed(v)), None)
-        return [v for v in (down, up) if v is not None]
-
-    if request.overlap is not None:
-        if allowed(request.overlap):
-            return tile, request.overlap
-        valid = nearest(request.overlap)
-        if request.overlap >= tile:
-            raise UsageError(
-                f"--overlap {request.overlap} is not smaller than --tile {tile}: the largest valid is {valid[-1]}"
-                if valid
-                else f"--overlap {request.overlap} is not smaller than --tile {tile}, and no overlap fits that tile"
-            )
-        hint = f"the nearest that do are {_either(valid)}" if valid else f"none does at --tile {tile}"
-        raise UsageError(f"--overlap {request.overlap} does not fit tile {tile} and the model: {hint}")
-    choices = nearest(tile // 8)
-    if not choices:
-        raise UsageError(
-            f"--tile {tile} allows no overlap: the stride must be a multiple of {m} and the overlap even"
-        )
-    return tile, min(choices, key=lambda v: abs(v - tile / 8))
-
-
-def choose_cells(request: Request, region: Window, tile: int, overlap: int) -> int:
-    """Cells per block and axis: ``--block`` rounded up to whole cells, or by the size of the region."""
-    stride = tile - overlap
-    least = -(-overlap // stride) + 1
-    if request.block != "auto":
-        return max(least, -(-request.block // stride))
-    low, high = BLOCK_EDGES
-    wanted = min(max(region.area**0.5 / 4, low), high)
-    return max(least, round(wanted / stride))
-
-
-def choose_region(request: Request, raster: Raster) -> Window:
-    """The wanted pixels. Raises UsageError when they do not lie in the image."""
-    height, width, _ = raster.shape
-    whole = Window(y=0, x=0, height=height, width=width)
-    if request.region is None:
-        return whole
-    if request.region.height < 1 or request.region.width < 1 or not whole.holds(request.region):
-        raise UsageError(
-            f"--region {request.region} does not lie in {raster.path}, which is {height} high and {width} wide"
-        )
-    return request.region
-
-
-def choose_channels(raster: Raster, spec: ModelSpec) -> tuple[int, ...]:
-    """Stored channels that the network sees: all, or all but the opacity. Raises InputError."""
-    stored = list(range(raster.shape[2]))
-    if len(stored) != spec.channels and raster.alpha is not None:
-        stored.remove(raster.alpha)
-    if len(stored) != spec.channels:
-        raise InputError(
-            f"{raster.path} has {len(stored)} channels, the model takes {spec.channels}: "
-            "give a model that was trained on such images"
-        )
-    return tuple(stored)
 
 
 def read_bytes(plan: Plan, index: int, raster: Raster) -> int:
@@ -253,7 +195,3 @@ def read_bytes(plan: Plan, index: int, raster: Raster) -> int:
 
     per_pixel = raster.shape[2] * raster.dtype.itemsize
     return prod((pixels(grid.y, raster.chunk.height), pixels(grid.x, raster.chunk.width), per_pixel))
-
-
-def _either(values: list[int]) -> str:
-    return " and ".join(map(str, sorted(set(values))))

@@ -1,33 +1,35 @@
-"""`infer` and `plan`: from a source and a model to a mask, resuming whatever is there already."""
+"""`infer` and `plan`: from images and a model to masks, resuming whatever is there already."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from pydantic import ValidationError
 
-from raysegment import console
 from raysegment.errors import UsageError, WorkError
-from raysegment.geometry import Block, Size, Window
-from raysegment.hardware import available_cores
-from raysegment.inference.job import Job, output_bytes, output_path
-from raysegment.inference.plan import Plan, Request, read_bytes
-from raysegment.inference.results import InferResult, PlanResult
+from raysegment.geometry import Window
+from raysegment.hardware import available_cores, available_memory
+from raysegment.inference.finish import InferredImage, finish_image
+from raysegment.inference.job import Job
+from raysegment.inference.plan import VIEWS, Plan, read_bytes
+from raysegment.inference.request import Request
+from raysegment.inference.resolve import amplification, is_dear, resolve, settle
+from raysegment.inference.results import InferResult, InferResults, PlanResult
 from raysegment.inference.scratch import Scratch
-from raysegment.mask.store import MaskHeader, MaskStore
+from raysegment.inference.sources import expand, place
 from raysegment.runtime import cluster
 
 if TYPE_CHECKING:
     from raysegment.inference.auto import Measured
     from raysegment.inference.blend import Blend
+    from raysegment.inference.image import Image
     from raysegment.model.model import Model
 
 Auto = Literal["auto"]
+Source = str | Path
 
 
 class Options(TypedDict, total=False):
@@ -36,15 +38,25 @@ class Options(TypedDict, total=False):
     tile: int | None
     overlap: int | None
     blend: Blend
+    level: int | None
+    pixel_size: float | Literal["native"] | None
+    channels: tuple[int, ...] | None
     region: Window | None
+    foreground: str
+    tta: Literal["none", "flip", "d4"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     device: Literal["auto", "cpu", "cuda"]
     batch_size: int | Auto
     block: int | Auto
+    max_memory: int | None
+    probabilities: bool
+    uncertainty: bool
+    on_error: Literal["fail", "skip"]
 
 
+@overload
 def infer(
-    source: str | Path,
+    source: Source,
     *,
     model: str | Path | Model,
     out: str | Path,
@@ -52,55 +64,90 @@ def infer(
     scratch: str | Path | None = None,
     select: Mapping[str, int] | None = None,
     overwrite: bool = False,
+    self_check: bool = False,
     **options: Unpack[Options],
-) -> InferResult:
-    """Segment an image of any size into the OME-Zarr mask `out`.
+) -> InferResult: ...
+@overload
+def infer(
+    source: Sequence[Source],
+    *,
+    model: str | Path | Model,
+    out: str | Path,
+    workers: int | Auto = "auto",
+    scratch: str | Path | None = None,
+    select: Mapping[str, int] | None = None,
+    overwrite: bool = False,
+    self_check: bool = False,
+    **options: Unpack[Options],
+) -> InferResult | InferResults: ...
+def infer(
+    source: Source | Sequence[Source],
+    *,
+    model: str | Path | Model,
+    out: str | Path,
+    workers: int | Auto = "auto",
+    scratch: str | Path | None = None,
+    select: Mapping[str, int] | None = None,
+    overwrite: bool = False,
+    self_check: bool = False,
+    **options: Unpack[Options],
+) -> InferResult | InferResults:
+    """Segment images of any size into OME-Zarr masks.
 
     The same call goes on where it was interrupted; a finished one answers at once.
 
     Args:
-        source: path of a TIFF, BigTIFF, OME-TIFF, SVS, Zarr or OME-Zarr image; PNG or JPEG when small.
-        model: path of a ``.safetensors`` that `train` wrote, or a :class:`raysegment.Model`.
-        out: ``*.zarr``; class indices as uint8 (uint16 above 254 classes), the dtype's maximum is nodata.
+        source: path or glob of a TIFF, BigTIFF, OME-TIFF, SVS, Zarr or OME-Zarr image, PNG or JPEG when small; or
+            several of them, which flow through one pipeline and one set of loaded models.
+        model: path of a ``.safetensors`` that `train` wrote, of a ``.pt2`` or ``.onnx`` with its sidecar, or a
+            :class:`raysegment.Model`.
+        out: ``*.zarr`` for one image, a folder for several; class indices as uint8 (uint16 above 254 classes), the
+            dtype's maximum is nodata.
         workers: processes; by default one per core, or one per GPU. Never changes the mask.
         scratch: folder that all workers see; by default ``out`` + ``.scratch``.
         select: index on further axes, such as {"z": 0}.
-        overwrite: replace a mask at `out` that was made from or with something else.
-        options: tile, overlap (pixels; by default the model's tile and an eighth of it) · blend ("hann",
-            "gaussian", "linear", "none") · region (Window in full-resolution source pixels) · precision ("auto",
-            "fp32", "bf16", "fp16") · device · batch_size (tiles in one forward pass) · block (edge in pixels of what a
-            worker does at once, rounded up to whole cells).
+        overwrite: replace masks at `out` that were made from or with something else.
+        self_check: first run this plan's tiles, weights, blocks and store with a constant and a ramp for a network, and
+            refuse to start when they do not come back.
+        options: tile, overlap (pixels; by default the model's tile and an eighth of it) · blend ("hann", "gaussian",
+            "linear", "none") · level (of the image's pyramid) or pixel_size (µm or CRS units, or "native"; by
+            default the model's) · channels (indices of stored channels) · region (Window in full-resolution source
+            pixels) · foreground ("all", "auto", or a mask's path) · tta ("none", "flip", "d4") · precision ("auto",
+            "fp32", "bf16", "fp16") · device · batch_size (tiles in one forward pass) · block (edge in pixels of what
+            a worker does at once, rounded up to whole cells) · max_memory (bytes a worker process) · probabilities,
+            uncertainty (also write them, beside the mask) · on_error ("fail", "skip").
 
     Raises:
         UsageError, InputError, OutputExistsError: before any work.
         WorkError: during it; nothing that was done is lost.
     """
     started = time.monotonic()
-    job = Job.open(source, model, _request(options), select, output_path(out))
+    names = expand(source)
+    places = place(names, out)
+    job = Job.open(places, model, _request(options), select)
+    root = Path(out).absolute()
     folder = Scratch(
-        Path(scratch).absolute() if scratch is not None else job.out.with_name(job.out.name + ".scratch")
+        Path(scratch).absolute() if scratch is not None else root.with_name(root.name + ".scratch")
     )
     job.check()
     if workers != "auto" and workers < 1:
         raise UsageError(f"--workers {workers}: at least 1 is needed")
-    about = job.finished_mask(folder, overwrite)
-    if about is not None:
-        return _already_done(job, about)
-    folder.check()
-    try:
-        with folder.lock():
-            about = job.finished_mask(folder, overwrite)
-            if about is not None:  # another run came first
+    done, todo = _finished(job, folder, overwrite)
+    if todo:
+        folder.check()
+        try:
+            with folder.lock():
+                done, todo = _finished(job, folder, overwrite)
+                if todo:
+                    _work(job, todo, folder, workers, overwrite, self_check, done)
                 folder.remove()
-                return _already_done(job, about)
-            plan, measured = job.settle(folder, overwrite)
-            return _work(job, plan, measured, folder, _workers(workers, plan), started)
-    except OSError as e:
-        raise WorkError(f"{e.filename or job.out}: {e.strerror or e}: mend that and repeat the call") from e
+        except OSError as e:
+            raise WorkError(f"{e.filename or root}: {e.strerror or e}: mend that and repeat the call") from e
+    return _result(job, done, root, time.monotonic() - started, is_one=root.suffix == ".zarr")
 
 
 def plan(
-    source: str | Path,
+    source: Source | Sequence[Source],
     *,
     model: str | Path | Model,
     workers: int | Auto = "auto",
@@ -109,168 +156,141 @@ def plan(
 ) -> PlanResult:
     """What :func:`infer` with these arguments would do: grid, tiles, memory, bytes, time. Does nothing.
 
-    One tile is forwarded in this process, to choose the precision and to estimate the time.
+    A few tiles are forwarded in this process, to choose the precision and to estimate the time. Of several images,
+    the figures are the sums, and shape and block those of the first.
     """
-    job = Job.open(source, model, _request(options), select, Path("mask.zarr"))
-    resolved, measured = job.resolve()
-    count = _workers(workers, resolved)
-    wanted = resolved.images[0].region
-    reading = read_bytes(resolved, 0, job.raster)
+    job = Job.open([(s, Path("mask.zarr")) for s in expand(source)], model, _request(options), select)
+    job.check()
+    made, measured = resolve(job, job.images, job.load())
+    count = _workers(workers, made, _itemsize(job), measured)
+    region = made.images[0].region
+    skipped = sum(_skipped(made, i, image) for i, image in enumerate(job.images))
+    reading = sum(read_bytes(made, i, image.view) for i, image in enumerate(job.images))
+    views = VIEWS[made.tta]
+    tiles = made.tiles - skipped
+    indices = range(len(made.images))
     return PlanResult(
-        shape=(wanted.height, wanted.width),
-        tile=resolved.tile,
-        overlap=resolved.overlap,
-        block=resolved.block_edge,
-        tiles=resolved.tiles,
-        tiles_skipped=0,
-        blocks=len(resolved.blocks),
-        forward_pixels=resolved.forward_pixels,
+        shape=(region.height, region.width),
+        tile=made.tile,
+        overlap=made.overlap,
+        block=made.block_edge(0),
+        tiles=made.tiles,
+        tiles_skipped=skipped,
+        blocks=len(made.blocks),
+        forward_passes=tiles * views,
+        forward_pixels=tiles * views * made.tile**2,
         read_bytes=reading,
-        read_amplification=reading / (wanted.area * job.raster.shape[2] * job.raster.dtype.itemsize),
-        scratch_bytes=resolved.scratch_bytes,
-        output_bytes=output_bytes(resolved),
-        worker_bytes=resolved.worker_bytes(job.raster.dtype.itemsize),
-        estimated_s=resolved.tiles * measured.tile_s / min(count, len(resolved.blocks)),
+        read_amplification=max(amplification(made, i, image) for i, image in enumerate(job.images)),
+        transcode=any(is_dear(made, i, image) for i, image in enumerate(job.images)),
+        scratch_bytes=sum(map(made.scratch_bytes, indices)),
+        output_bytes=sum(map(made.output_bytes, indices)),
+        worker_bytes=made.worker_bytes(_itemsize(job), measured.activations),
+        estimated_s=tiles * measured.tile_s / min(count, len(made.blocks)),
         auto={
             "precision": str(measured),
-            "device": resolved.device,
-            "batch_size": resolved.batch_size,
-            "block": resolved.block_edge,
+            "device": made.device,
+            "batch_size": made.batch_size,
+            "block": made.block_edge(0),
             "workers": count,
-            "threads": resolved.threads,
+            "threads": made.threads,
         },
     )
 
 
+def _finished(
+    job: Job, folder: Scratch, overwrite: bool
+) -> tuple[dict[int, InferredImage], dict[int, Image]]:
+    """Images whose masks are finished, and those that are to be done, by their place in the call."""
+    done: dict[int, InferredImage] = {}
+    todo: dict[int, Image] = {}
+    for index, image in enumerate(job.images):
+        about = job.finished_mask(image, folder, overwrite)
+        if about is None:
+            todo[index] = image
+        else:
+            done[index] = InferredImage.of_finished(image, about, job.sides)
+    return done, todo
+
+
 def _work(
-    job: Job, plan: Plan, measured: Measured | None, folder: Scratch, workers: int, started: float
-) -> InferResult:
-    """Segment what is missing, stitch, build the pyramid, and only then say that there is a mask."""
-    image = plan.images[0]
-    store = MaskStore(Path(image.output), image.region.size, plan.label_dtype, plan.block_edge, plan.stride)
-    store.create()
-    missing = [(i, block) for i, block in plan.blocks if not folder.has_record(i, block)]
-    resumed = len(plan.blocks) - len(missing)
-    if measured is not None:
-        console.detail(f"precision: {measured}")
-    if resumed:
-        console.say(f"going on: {resumed} of {len(plan.blocks)} blocks are there already")
-    with cluster(workers):
-        tiles, peak = _segment(job, plan, missing, folder, workers)
-        counts = _stitch(plan, store, folder)
-    height, width = image.region.size
-    names = [c.name for c in plan.classes]
-    class_pixels = {name: counts[i] for i, name in enumerate(names)}
-    store.finish(_header(job, plan, class_pixels))
-    folder.remove()
-    wall_s = time.monotonic() - started
-    return InferResult(
-        output=image.output,
-        shape=(height, width),
-        classes=names,
-        class_pixels=class_pixels,
-        tiles=plan.tiles,
-        tiles_skipped=0,
-        blocks=len(plan.blocks),
-        blocks_resumed=resumed,
-        failed_regions=[],
-        forward_pixels=tiles * plan.tile**2,
-        calibration_pixels=measured.forward_pixels if measured is not None else 0,
-        wall_s=wall_s,
-        megapixels_per_s=height * width / 1e6 / wall_s,
-        peak_rss_bytes=peak,
-    )
+    job: Job,
+    todo: dict[int, Image],
+    folder: Scratch,
+    workers: int | Auto,
+    overwrite: bool,
+    self_check: bool,
+    done: dict[int, InferredImage],
+) -> None:
+    """Settle the plan and carry it out, in the lock; every finished image goes into `done`."""
+    made, measured = settle(job, list(todo.values()), folder, overwrite)
+    if self_check:
+        from raysegment.inference.selfcheck import self_check as check
+
+        check(made)
+    count = _workers(workers, made, _itemsize(job), measured)
+    with cluster(count):
+        _flow(job, made, todo, folder, count, done, measured)
 
 
-def _segment(
-    job: Job, plan: Plan, missing: list[tuple[int, Block]], folder: Scratch, workers: int
-) -> tuple[int, int]:
-    """Run the first stage; answers with its forward passes and the largest worker's peak memory."""
+def _flow(
+    job: Job,
+    made: Plan,
+    todo: dict[int, Image],
+    folder: Scratch,
+    workers: int,
+    done: dict[int, InferredImage],
+    measured: Measured | None,
+) -> None:
     import ray
 
-    from raysegment.inference.pipeline import segment
+    from raysegment.inference.flow import Flow, Tally
+    from raysegment.mask.outputs import Outputs
     from raysegment.model.shipping import ship
 
-    model = job.model if isinstance(job.model, str) else ray.put(ship(job.model))
-    total = sum(plan.grids[i].own(block).area for i, block in missing) / 1e6
-    tiles = peak = 0
-    done = len(plan.blocks) - len(missing)
-    with (
-        console.progress("segment", total, "MP") as bar,
-        contextlib.closing(segment(plan, missing, model, folder, workers)) as rows,
-    ):
-        for row in rows:
-            tiles += int(row["answer"])
-            peak = max(peak, int(row["rss_bytes"]))
-            done += 1
-            area = plan.grids[int(row["image"])].own(Block(int(row["row"]), int(row["col"]))).area
-            bar.advance(area / 1e6, f"block {done}/{len(plan.blocks)}")
-    return tiles, peak
+    places = {str(image.out): at for at, image in todo.items()}
+
+    def finish(index: int, outputs: Outputs, tally: Tally) -> None:
+        at = places[made.images[index].output]
+        done[at] = finish_image(made, index, todo[at], outputs, tally, folder)
+
+    mine = {i for i, image in enumerate(made.images) if image.output in places}
+    flow = Flow(made, mine, folder, finish)
+    flow.run(job.model if isinstance(job.model, str) else ray.put(ship(job.model)), workers)
+    for at in todo:
+        done[at].note(flow.clock, workers, measured.forward_pixels if measured is not None else 0)
 
 
-def _stitch(plan: Plan, store: MaskStore, folder: Scratch) -> Counter[int]:
-    """Run the second stage and the pyramid; answers with the pixels of each class."""
-    from raysegment.inference.pipeline import build_pyramid, stitch_shards
-
-    counts: Counter[int] = Counter()
-    with (
-        console.progress("stitch", len(store.shards(0)), "shards") as bar,
-        contextlib.closing(stitch_shards(plan, 0, store, folder)) as rows,
-    ):
-        for row in rows:
-            counts.update({i: int(n) for i, n in enumerate(row["answer"])})
-            bar.advance()
-    further = sum(len(store.shards(level)) for level in range(1, len(store.level_shapes)))
-    with console.progress("pyramid", further, "shards") as bar:
-        for _ in build_pyramid(store):
-            bar.advance()
-    return counts
-
-
-def _header(job: Job, plan: Plan, class_pixels: dict[str, int]) -> MaskHeader:
-    image, raster = plan.images[0], job.raster
-    y, x = image.region.y, image.region.x
-    transform = None
-    if raster.transform is not None:
-        a, b, c, d, e, f = raster.transform
-        transform = (a, b, c + a * x + b * y, d, e, f + d * x + e * y)
-    return MaskHeader(
-        name=Path(image.source).stem,
-        shape=Size(*image.region.size),
-        classes=plan.classes,
-        dtype=plan.label_dtype,
-        origin=(y, x),
-        recipe=plan.recipe(image),
-        tiles=plan.tiles,
-        class_pixels=class_pixels,
-        pixel_size=raster.pixel_size,
-        crs=raster.crs,
-        transform=transform,
+def _result(
+    job: Job, done: dict[int, InferredImage], root: Path, wall_s: float, *, is_one: bool
+) -> InferResult | InferResults:
+    inferred = [done[index] for index in range(len(job.images))]
+    results = [image.result(wall_s) for image in inferred]
+    if is_one:
+        return results[0]
+    newest = [image for image in inferred if image.clock is not None]
+    return InferResults(
+        output=str(root),
+        images=results,
+        wall_s=wall_s,
+        calibration_pixels=max((image.calibration_pixels for image in inferred), default=0),
+        peak_rss_bytes=max((result.peak_rss_bytes for result in results), default=0),
+        work_s=max((result.work_s for result in results), default=0.0),
+        device_wait=newest[0].device_wait if newest else 0.0,
     )
 
 
-def _already_done(job: Job, about: dict[str, Any]) -> InferResult:
-    _, _, height, width = about["recipe"]["region"]
-    return InferResult(
-        output=str(job.out),
-        shape=(height, width),
-        classes=[c["name"] for c in about["classes"]],
-        class_pixels=about["class_pixels"],
-        tiles=about["tiles"],
-        tiles_skipped=0,
-        blocks=0,
-        blocks_resumed=0,
-        failed_regions=[],
-        forward_pixels=0,
-        calibration_pixels=0,
-        wall_s=0.0,
-        megapixels_per_s=0.0,
-        peak_rss_bytes=0,
-        already_done=True,
+def _skipped(made: Plan, index: int, image: Image) -> int:
+    """Tiles without a foreground pixel, as far as metadata tells."""
+    if image.foreground is None:
+        return 0
+    grid = made.grids[index]
+    rows, cols = grid.y.needed, grid.x.needed
+    return sum(
+        not image.foreground.any(grid.tile_window(row, col)) for row in range(*rows) for col in range(*cols)
     )
 
 
-def _request(options: Options) -> Request:
+def _request(options: Mapping[str, Any]) -> Request:
     try:
         return Request.model_validate(options)
     except ValidationError as e:
@@ -279,12 +299,18 @@ def _request(options: Options) -> Request:
         raise UsageError(f"--{option} {first['input']!r}: {first['msg']}") from e
 
 
-def _workers(asked: int | Auto, plan: Plan) -> int:
-    """Processes: one per GPU, or one per core a worker's threads take."""
+def _itemsize(job: Job) -> int:
+    return max(image.view.dtype.itemsize for image in job.images)
+
+
+def _workers(asked: int | Auto, made: Plan, itemsize: int, measured: Measured | None) -> int:
+    """Processes: one per GPU, or one per core a worker's threads take, as far as the memory goes."""
     if asked != "auto":
         return asked
-    if plan.device == "cuda":
+    if made.device == "cuda":
         import torch
 
         return torch.cuda.device_count()
-    return max(1, available_cores() // plan.threads)
+    cores = max(1, available_cores() // made.threads)
+    each = made.worker_bytes(itemsize, measured.activations if measured is not None else 0)
+    return max(1, min(cores, int(0.8 * available_memory()) // each))

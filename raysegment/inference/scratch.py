@@ -13,6 +13,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -20,6 +21,9 @@ from raysegment.errors import LockedError, OutputExistsError, UsageError
 from raysegment.geometry import Block
 from raysegment.inference.plan import Plan
 from raysegment.inference.record import Record, RecordFile
+
+if TYPE_CHECKING:
+    from raysegment.inference.foreground import Foreground
 
 #: A block that took its worker down this often is given up.
 MAX_ATTEMPTS = 3
@@ -64,6 +68,34 @@ class Scratch:
 
     def has_record(self, image: int, block: Block) -> bool:
         return (self.path / _record_name(image, block)).exists()
+
+    def forget_image(self, image: int) -> None:
+        """The image's mask is finished: its records are of no more use."""
+        shutil.rmtree(self.path / "records" / str(image), ignore_errors=True)
+
+    # ── what workers need besides ────────────────────────────────────────────────
+
+    def save_foreground(self, image: int, foreground: Foreground) -> None:
+        self._put(f"foreground/{image}.npz", foreground.to_bytes())
+
+    def load_foreground(self, image: int) -> Foreground:
+        from raysegment.inference.foreground import Foreground
+
+        return Foreground.from_bytes((self.path / f"foreground/{image}.npz").read_bytes())
+
+    @property
+    def copies(self) -> Path:
+        """Where sources lie that had to be copied to be read."""
+        return self.path / "copies"
+
+    def limit_batch(self, batch: int) -> None:
+        """Remember that no larger batch fits into a device's memory."""
+        self._put("batch", str(batch).encode())
+
+    def batch_limit(self, planned: int) -> int:
+        """The largest batch that this run may use."""
+        path = self.path / "batch"
+        return min(planned, int(path.read_text())) if path.exists() else planned
 
     # ── attempts ────────────────────────────────────────────────────────────────
 
@@ -114,9 +146,10 @@ class Scratch:
                     self.remove()  # nothing came of it: no empty folder stays behind
 
     def clear(self) -> None:
-        """Forget plan, records and attempts; the lock stays."""
-        (self.path / "plan.json").unlink(missing_ok=True)
-        for name in ("records", "attempts"):
+        """Forget all but the lock."""
+        for name in ("plan.json", "batch"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("records", "attempts", "foreground", "copies"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def remove(self) -> None:

@@ -5,37 +5,60 @@ from __future__ import annotations
 import numpy as np
 
 from raysegment.geometry import Window
-from raysegment.inference.labels import labels_of
+from raysegment.inference.outcome import outcome
 from raysegment.inference.plan import Plan
 from raysegment.inference.scratch import Scratch
 
 
-def stitch(plan: Plan, index: int, window: Window, scratch: Scratch) -> np.ndarray:
-    """Labels of `window` (image pixels, inside the region) of image `index`: (h, w) of the plan's label dtype.
+def stitch(plan: Plan, index: int, window: Window, scratch: Scratch) -> dict[str, np.ndarray]:
+    """What is written of `window` (image pixels, inside the region) of image `index`.
 
-    Rims that cover the same pixels belong to neighbours and are summed exactly; then the class is taken.
+    By the names of :func:`~raysegment.inference.outcome.outcome`: (…, h, w). Rims that cover the same pixels belong to
+    neighbours and are summed exactly; then the class is taken. Where a block is lost its neighbours' pixels that
+    it reaches are lost with it.
     """
     grid = plan.grids[index]
-    labels = np.full(window.size, plan.nodata, plan.label_dtype)
+    found = _empty(plan, window)
     sums: dict[Window, np.ndarray] = {}
+    lost: list[Window] = []
     for block in grid.blocks_reaching(window):
         record = scratch.open_record(index, block)
         own = record.own.intersect(window)
         if own.area:
-            labels[own.slices(window)] = record.labels()[own.slices(record.own)]
+            for name, values in found.items():
+                values[..., *own.slices(window)] = record.core(name)[..., *own.slices(record.own)]
+        if record.failed:
+            lost.append(grid.extent(block).intersect(window))
         for name, rim in grid.rims(block).items():
             part = rim.intersect(window)
-            if part.area:
+            share = record.rim(name, rim, part) if part.area else None
+            if share is not None:
                 shared = _shared_band(name, part, window)
                 if shared not in sums:
-                    sums[shared] = np.zeros((len(plan.classes), *shared.size), np.int32)
+                    sums[shared] = np.zeros((plan.sums, *shared.size), np.int32)
                 rows, cols = part.slices(shared)
-                sums[shared][:, rows, cols] += record.rim(name, rim, part)
+                sums[shared][:, rows, cols] += share
     for band, total in sums.items():
-        inside = labels[band.slices(window)]
-        found = labels_of(total, plan.thresholds, plan.label_dtype)
-        labels[band.slices(window)] = np.where(inside == plan.nodata, plan.nodata, found)
-    return labels
+        at = band.slices(window)
+        is_data = found["labels"][at] != plan.nodata
+        for name, values in outcome(total, plan).items():
+            np.copyto(found[name][..., *at], values, where=is_data)
+    for part in lost:
+        found["labels"][part.slices(window)] = plan.nodata
+    blank = found["labels"] == plan.nodata
+    if blank.any():
+        for name in found.keys() - {"labels"}:
+            found[name][..., blank] = 0
+    return found
+
+
+def _empty(plan: Plan, window: Window) -> dict[str, np.ndarray]:
+    found = {"labels": np.full(window.size, plan.nodata, plan.label_dtype)}
+    if plan.probabilities:
+        found["probabilities"] = np.zeros((len(plan.classes), *window.size), np.uint8)
+    if plan.uncertainty:
+        found["uncertainty"] = np.zeros(window.size, np.uint8)
+    return found
 
 
 def _shared_band(name: str, part: Window, window: Window) -> Window:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,17 @@ class MaskHeader:
     classes: tuple[Class, ...]
     dtype: np.dtype
     origin: tuple[int, int]
-    """Full-resolution source pixel (y, x) of the mask's top left corner."""
+    """(y, x) of the mask's top left corner, in pixels of the grid that was segmented."""
     recipe: dict[str, Any]
     """What decided the values: the same recipe gives the same mask."""
     tiles: int
     """Forward passes it stands for."""
     class_pixels: dict[str, int]
+    tiles_skipped: int = 0
+    failed_regions: list[dict[str, Any]] = field(default_factory=list)
+    """What could not be read, in full-resolution source pixels."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Full-resolution source pixels per pixel of the mask, (y, x)."""
     pixel_size: PixelSize | None = None
     crs: str | None = None
     transform: Transform | None = None
@@ -152,7 +157,7 @@ def _attributes(header: MaskHeader, shapes: list[Size]) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "ome": {
             "version": "0.5",
-            "multiscales": [_multiscale(header, len(shapes))],
+            "multiscales": [multiscale(header, len(shapes))],
             "image-label": {
                 "colors": [
                     {"label-value": i, "rgba": [*c.colour, 255]} for i, c in enumerate(header.classes)
@@ -163,12 +168,21 @@ def _attributes(header: MaskHeader, shapes: list[Size]) -> dict[str, Any]:
         "raysegment": {
             "classes": [c.model_dump(mode="json") for c in header.classes],
             "nodata": header.nodata,
-            "origin": list(header.origin),
+            "origin": [round(o * s) for o, s in zip(header.origin, header.scale, strict=True)],
+            "scale": list(header.scale),
             "recipe": header.recipe,
             "tiles": header.tiles,
+            "tiles_skipped": header.tiles_skipped,
             "class_pixels": header.class_pixels,
+            "failed_regions": header.failed_regions,
         },
     }
+    return {**attributes, **placement(header)}
+
+
+def placement(header: MaskHeader) -> dict[str, Any]:
+    """Where it lies on the ground, by the proj: and spatial: conventions; empty without georeference."""
+    attributes: dict[str, Any] = {}
     if header.crs is not None:
         is_code = header.crs.upper().startswith("EPSG:")
         attributes["proj:code" if is_code else "proj:wkt2"] = header.crs
@@ -178,24 +192,30 @@ def _attributes(header: MaskHeader, shapes: list[Size]) -> dict[str, Any]:
     return attributes
 
 
-def _multiscale(header: MaskHeader, levels: int) -> dict[str, Any]:
+def multiscale(header: MaskHeader, levels: int, *, has_channels: bool = False) -> dict[str, Any]:
+    """OME-Zarr 0.5 ``multiscales`` entry of `levels` levels (y, x), or (c, y, x)."""
     pixel_y, pixel_x, unit = header.pixel_size or (1.0, 1.0, None)
     axes: list[dict[str, str]] = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
     if unit in _OME_UNITS:
         axes = [{**axis, "unit": _OME_UNITS[unit]} for axis in axes]
+    leading = [{"name": "c", "type": "channel"}] if has_channels else []
     return {
         "name": header.name,
-        "axes": axes,
-        "datasets": list(_datasets(levels, (pixel_y, pixel_x), header.origin)),
+        "axes": [*leading, *axes],
+        "datasets": list(_datasets(levels, (pixel_y, pixel_x), header.origin, len(leading))),
     }
 
 
-def _datasets(levels: int, pixel: tuple[float, float], origin: tuple[int, int]) -> Iterator[dict[str, Any]]:
+def _datasets(
+    levels: int, pixel: tuple[float, float], origin: tuple[int, int], leading: int
+) -> Iterator[dict[str, Any]]:
     """Scale and place of each level; a pixel of a higher level lies at the centre of those it stands for."""
     for level in range(levels):
         factor = 2**level
-        transformations: list[dict[str, Any]] = [{"type": "scale", "scale": [p * factor for p in pixel]}]
+        transformations: list[dict[str, Any]] = [
+            {"type": "scale", "scale": [*[1.0] * leading, *(p * factor for p in pixel)]}
+        ]
         place = [p * (o + (factor - 1) / 2) for p, o in zip(pixel, origin, strict=True)]
         if any(place):
-            transformations.append({"type": "translation", "translation": place})
+            transformations.append({"type": "translation", "translation": [*[0.0] * leading, *place]})
         yield {"path": str(level), "coordinateTransformations": transformations}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,20 +39,47 @@ def probabilities(answer: torch.Tensor, activation: Activation) -> torch.Tensor:
     return torch.cat([1 - p, p], dim=1) if p.shape[1] == 1 else p
 
 
-def normalise(pixels: torch.Tensor, spec: ModelSpec, valid: torch.Tensor | None = None) -> torch.Tensor:
-    """Network input of pixels as stored: (n, h, w, c) of any dtype → (n, c, h, w) float32, channels_last.
+def normalise(
+    pixels: Sequence[torch.Tensor] | torch.Tensor,
+    spec: ModelSpec,
+    valid: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Network input of pixels as stored: n tiles (h, w, c) of any dtype → (n, c, h, w) float32, channels_last.
 
     x' = (x · scale − mean) / std per channel. Where `valid` (n, h, w) is False, and where x is NaN, x' is 0.
+    `out`, float32 (n, h, w, c), is written over where it is given.
     """
-    x = pixels.to(torch.float32).permute(0, 3, 1, 2)
-    mean = torch.tensor(spec.mean, dtype=torch.float32, device=x.device).view(1, -1, 1, 1)
-    std = torch.tensor(spec.std, dtype=torch.float32, device=x.device).view(1, -1, 1, 1)
-    x = (x * spec.scale - mean) / std
-    if pixels.is_floating_point():
-        x = torch.where(torch.isnan(x), 0.0, x)
+    h, w, c = pixels[0].shape
+    x = torch.empty((len(pixels), h, w, c), device=pixels[0].device) if out is None else out
+    for slot, tile in zip(x, pixels, strict=True):
+        slot.copy_(tile)
+    # One fused pass over whole rows: a broadcast over three channels would not be vectorised.
+    rows = x.view(len(pixels), h, w * c)
+    factor, shift = _affine(spec.scale, spec.mean, spec.std, w, c, x.device)
+    torch.addcmul(shift, rows, factor, out=rows)
+    if pixels[0].is_floating_point():
+        x.nan_to_num_(0.0, torch.inf, -torch.inf)
     if valid is not None:
-        x = torch.where(valid[:, None], x, 0.0)
-    return x.contiguous(memory_format=torch.channels_last)
+        x.masked_fill_(~valid[..., None], 0.0)
+    return x.permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _affine(
+    scale: float,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    width: int,
+    channels: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x' = x · factor + shift, both float32 (width · channels,): the channels' values over and over."""
+    spread = np.broadcast_to(np.asarray(std, np.float64), channels)
+    factor, shift = (
+        np.tile(v, width).astype(np.float32) for v in (scale / spread, -np.asarray(mean) / spread)
+    )
+    return torch.from_numpy(factor).to(device), torch.from_numpy(shift).to(device)
 
 
 class Model:

@@ -1,0 +1,150 @@
+"""What the caller asks for, and how it is settled against the image and the network, value by value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raysegment.errors import InputError, UsageError
+from raysegment.geometry import Window
+from raysegment.inference.blend import Blend
+from raysegment.raster.resolution import snap_region
+
+if TYPE_CHECKING:
+    from raysegment.model.spec import ModelSpec
+    from raysegment.raster import Raster
+
+Augmentation = Literal["none", "flip", "d4"]
+OnError = Literal["fail", "skip"]
+
+#: Bounds of an automatic block edge. It depends on the image alone: the mask's files must not depend on the workers.
+BLOCK_EDGES = (1024, 2048)
+
+
+class Request(BaseModel):
+    """What the caller asked for. None and "auto" leave the choice to the plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tile: int | None = Field(default=None, ge=1)
+    overlap: int | None = Field(default=None, ge=0)
+    blend: Blend = "hann"
+    level: int | None = Field(default=None, ge=0)
+    pixel_size: Annotated[float, Field(gt=0)] | Literal["native"] | None = None
+    channels: tuple[int, ...] | None = None
+    region: Window | None = None
+    """In full-resolution source pixels."""
+    foreground: str = "all"
+    """"all", "auto", or the path of a mask."""
+    tta: Augmentation = "none"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    max_memory: Annotated[int, Field(ge=1)] | None = None
+    """Bytes that one worker process may hold."""
+    probabilities: bool = False
+    uncertainty: bool = False
+    on_error: OnError = "fail"
+
+
+def choose_tile(request: Request, spec: ModelSpec) -> tuple[int, int]:
+    """Tile and overlap that the network allows. Raises UsageError naming the two nearest valid values.
+
+    The network's input edge, tile + 2·margin, and the stride must be multiples of `spec.multiple`; the overlap even.
+    """
+    tile = request.tile if request.tile is not None else spec.tile
+    m, margin = spec.multiple, spec.margin
+    below = (tile + 2 * margin) // m * m - 2 * margin
+    if below != tile:
+        valid = [v for v in (below, below + m) if v > 0]
+        raise UsageError(f"--tile {tile} does not fit the model: the nearest that do are {_either(valid)}")
+
+    def allowed(overlap: int) -> bool:
+        return 0 <= overlap < tile and overlap % 2 == 0 and (tile - overlap) % m == 0
+
+    def nearest(overlap: int) -> list[int]:
+        down = next((v for v in range(min(overlap, tile - 1), -1, -1) if allowed(v)), None)
+        up = next((v for v in range(max(overlap, 0), tile) if allowed(v)), None)
+        return [v for v in (down, up) if v is not None]
+
+    if request.overlap is not None:
+        if allowed(request.overlap):
+            return tile, request.overlap
+        valid = nearest(request.overlap)
+        if request.overlap >= tile:
+            raise UsageError(
+                f"--overlap {request.overlap} is not smaller than --tile {tile}: the largest valid is {valid[-1]}"
+                if valid
+                else f"--overlap {request.overlap} is not smaller than --tile {tile}, and no overlap fits that tile"
+            )
+        hint = f"the nearest that do are {_either(valid)}" if valid else f"none does at --tile {tile}"
+        raise UsageError(f"--overlap {request.overlap} does not fit tile {tile} and the model: {hint}")
+    choices = nearest(tile // 8)
+    if not choices:
+        raise UsageError(
+            f"--tile {tile} allows no overlap: the stride must be a multiple of {m} and the overlap even"
+        )
+    return tile, min(choices, key=lambda v: abs(v - tile / 8))
+
+
+def least_cells(tile: int, overlap: int) -> int:
+    """Cells that a block needs per axis, so that a rim is shared with the next block alone."""
+    return -(-overlap // (tile - overlap)) + 1
+
+
+def choose_cells(request: Request, region: Window, tile: int, overlap: int) -> int:
+    """Cells per block and axis: ``--block`` rounded up to whole cells, or by the size of the region."""
+    stride = tile - overlap
+    least = least_cells(tile, overlap)
+    if request.block != "auto":
+        return max(least, -(-request.block // stride))
+    low, high = BLOCK_EDGES
+    wanted = min(max(region.area**0.5 / 4, low), high)
+    return max(least, round(wanted / stride))
+
+
+def choose_region(request: Request, stored: Raster, view: Raster) -> Window:
+    """The wanted pixels of `view`, the image at the resolution it is read at; `stored` is the image as it lies there.
+
+    Raises UsageError when they do not lie in the image.
+    """
+    height, width, _ = stored.shape
+    if request.region is None:
+        return Window(y=0, x=0, height=view.shape[0], width=view.shape[1])
+    whole = Window(y=0, x=0, height=height, width=width)
+    if request.region.height < 1 or request.region.width < 1 or not whole.holds(request.region):
+        raise UsageError(
+            f"--region {request.region} does not lie in {stored.path}, which is {height} high and {width} wide"
+        )
+    return snap_region(request.region, stored.levels[0], view.levels[0])
+
+
+def choose_channels(request: Request, raster: Raster, spec: ModelSpec) -> tuple[int, ...]:
+    """Stored channels that the network sees, in its order: those asked for, or all, or all but the opacity.
+
+    Raises UsageError and InputError.
+    """
+    stored = list(range(raster.shape[2]))
+    if request.channels is not None:
+        asked = ",".join(map(str, request.channels))
+        if any(c not in stored for c in request.channels):
+            raise UsageError(f"--channels {asked}: {raster.path} has channels 0 to {stored[-1]}")
+        if len(request.channels) != spec.channels:
+            raise UsageError(
+                f"--channels {asked} names {len(request.channels)} channels, the model takes {spec.channels}"
+            )
+        return request.channels
+    if len(stored) != spec.channels and raster.alpha is not None:
+        stored.remove(raster.alpha)
+    if len(stored) != spec.channels:
+        raise InputError(
+            f"{raster.path} has {len(stored)} channels, the model takes {spec.channels}: "
+            "choose with --channels, or give a model that was trained on such images"
+        )
+    return tuple(stored)
+
+
+def _either(values: list[int]) -> str:
+    return " and ".join(map(str, sorted(set(values))))

@@ -1,0 +1,193 @@
+"""From what was asked to the plan: every "auto" becomes a value, once, before the first block."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from raysegment import console
+from raysegment.errors import ReadError, UsageError
+from raysegment.hardware import pick_device
+from raysegment.inference.auto import Measured, measure
+from raysegment.inference.job import check_space
+from raysegment.inference.plan import ImagePlan, Plan, read_bytes
+from raysegment.inference.request import choose_cells, choose_tile, least_cells
+from raysegment.inference.results import readable_bytes
+
+if TYPE_CHECKING:
+    from raysegment.inference.image import Image
+    from raysegment.inference.job import Job
+    from raysegment.inference.scratch import Scratch
+    from raysegment.model.model import Model
+
+#: A source is copied when its layout makes the blocks decode more than this many times what they need …
+DEAR = 4.0
+#: … and this many times all there is: a small region of a large strip is cheaper to cut out.
+_WHOLE = 2.0
+
+
+def settle(
+    job: Job, todo: Sequence[Image], scratch: Scratch, overwrite: bool
+) -> tuple[Plan, Measured | None]:
+    """The plan of the run that was interrupted, or a new one, written down. The scratch must be locked.
+
+    Raises UsageError, InputError, OutputExistsError; ReadError for a dear source that cannot be copied.
+    """
+    plan = job.resume(todo, scratch, overwrite)
+    if plan is not None:
+        return plan, None
+    plan, measured = resolve(job, todo, job.load())
+    console.detail(f"precision: {measured}")
+    dear = [image for index, image in enumerate(todo) if is_dear(plan, index, image)]
+    check_space(plan, sum(map(copy_bytes, dear)), scratch.path)
+    scratch.clear()
+    for index, image in enumerate(todo):
+        if image.foreground is not None:
+            scratch.save_foreground(index, image.foreground)
+    plan = copy_dear_sources(plan, todo, scratch)
+    job.clear_outputs(todo, scratch, plan)
+    return plan, measured
+
+
+def resolve(job: Job, todo: Sequence[Image], model: Model) -> tuple[Plan, Measured]:
+    """The plan of the images `todo`, and what was measured for it. Raises UsageError and InputError."""
+    request, spec = job.request, job.spec
+    tile, overlap = choose_tile(request, spec)
+    plan = Plan(
+        model=job.model_identity,
+        classes=spec.classes,
+        thresholds=spec.thresholds if spec.thresholds and len(set(spec.thresholds)) > 1 else None,
+        channels=spec.channels,
+        margin=spec.margin,
+        tile=tile,
+        overlap=overlap,
+        blend=request.blend,
+        planes=len(spec.classes),
+        tta=request.tta,
+        probabilities=request.probabilities,
+        uncertainty=request.uncertainty,
+        on_error=request.on_error,
+        precision="fp32" if request.precision == "auto" else request.precision,
+        device="cuda" if pick_device(request.device).type == "cuda" else "cpu",
+        batch_size=1 if request.batch_size == "auto" else request.batch_size,
+        threads=1,
+        images=tuple(
+            ImagePlan(
+                source=image.stored.path,
+                select=image.select,
+                identity=image.identity,
+                sampling=image.sampling,
+                shape=image.view.shape,
+                channels=image.channels,
+                region=image.region,
+                cells_per_block=choose_cells(request, image.region, tile, overlap),
+                skip=request.foreground != "all",
+                foreground=image.foreground.digest if image.foreground is not None else None,
+                output=str(image.out),
+            )
+            for image in todo
+        ),
+    )
+    measured = measure(model, todo[0].view, plan, request)
+    plan = plan.model_copy(
+        update={
+            "precision": measured.precision,
+            "batch_size": measured.batch_size,
+            "planes": measured.planes,
+        }
+    )
+    return _fitted(plan, todo, measured, request.max_memory), measured
+
+
+def _fitted(plan: Plan, todo: Sequence[Image], measured: Measured, max_memory: int | None) -> Plan:
+    """The plan with blocks small enough for `max_memory`. Raises UsageError naming the least that works."""
+    itemsize = max(image.view.dtype.itemsize for image in todo)
+    if max_memory is None or plan.worker_bytes(itemsize, measured.activations) <= max_memory:
+        return plan
+    least = least_cells(plan.tile, plan.overlap)
+    for cells in range(max(image.cells_per_block for image in plan.images) - 1, least - 1, -1):
+        smaller = _with_cells(plan, cells)
+        if smaller.worker_bytes(itemsize, measured.activations) <= max_memory:
+            return smaller
+    need = _with_cells(plan, least).worker_bytes(itemsize, measured.activations)
+    raise UsageError(
+        f"--max-memory {readable_bytes(max_memory)} is too small for one tile of {plan.tile} px: "
+        f"the least that works is {-(-need // 10**6)}M, or choose a smaller --tile"
+    )
+
+
+def _with_cells(plan: Plan, cells: int) -> Plan:
+    images = tuple(
+        image.model_copy(update={"cells_per_block": min(cells, image.cells_per_block)})
+        for image in plan.images
+    )
+    return plan.model_copy(update={"images": images})
+
+
+def amplification(plan: Plan, index: int, image: Image) -> float:
+    """How many times what the blocks need is decoded for them; 1 for what is decoded once and kept."""
+    region, view = plan.images[index].region, image.view
+    if _is_kept(image):
+        return 1.0
+    return read_bytes(plan, index, view) / (region.area * view.shape[2] * view.dtype.itemsize)
+
+
+def is_dear(plan: Plan, index: int, image: Image) -> bool:
+    """Whether an image is to be copied before it is segmented."""
+    view = image.view
+    whole = view.shape[0] * view.shape[1] * view.shape[2] * view.dtype.itemsize
+    return (
+        not _is_kept(image)
+        and amplification(plan, index, image) > DEAR
+        and read_bytes(plan, index, view) > _WHOLE * whole
+    )
+
+
+def copy_bytes(image: Image) -> int:
+    """Upper bound of what a copy of the level that is read takes."""
+    size = image.stored.levels[image.sampling.level if image.sampling else 0]
+    return size.area * image.stored.shape[2] * image.stored.dtype.itemsize
+
+
+def copy_dear_sources(plan: Plan, todo: Sequence[Image], scratch: Scratch) -> Plan:
+    """Copy every image whose layout makes windows dear, once, into the scratch; the plan then reads the copies."""
+    from raysegment.raster.transcode import transcode
+
+    images = list(plan.images)
+    for index, image in enumerate(todo):
+        if not is_dear(plan, index, image):
+            continue
+        level = image.sampling.level if image.sampling else 0
+        console.say(
+            f"{image.stored.path}: its layout would have it decoded {amplification(plan, index, image):.1f} times "
+            "over: copying it once into the scratch"
+        )
+        total = image.stored.levels[level].area / 1e6
+        try:
+            with console.progress("copy", total, "MP") as bar:
+                copy = transcode(
+                    image.stored,
+                    scratch.copies,
+                    identity=image.identity,
+                    level=level,
+                    progress=functools.partial(_advance, bar),
+                )
+        except ReadError as e:
+            if plan.on_error == "fail":
+                raise
+            console.warn(f"{e}: reading the damaged source itself, slowly")
+            continue
+        images[index] = images[index].model_copy(update={"copy_name": copy.name})
+    return plan.model_copy(update={"images": tuple(images)})
+
+
+def _advance(bar: console.Progress, pixels: int) -> None:
+    bar.advance(pixels / 1e6)
+
+
+def _is_kept(image: Image) -> bool:
+    """A PNG or JPEG is decoded whole, once in each worker."""
+    from raysegment.raster.picture import PictureRaster
+
+    return isinstance(image.stored, PictureRaster)

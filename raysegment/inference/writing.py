@@ -1,0 +1,106 @@
+"""The second stage: shards of the masks, each written whole by one task, as soon as all it is made of is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from raysegment.geometry import Window
+from raysegment.inference.assembly import Shard
+from raysegment.inference.pipeline import Row, fail_on_error, reported
+from raysegment.inference.plan import Plan
+from raysegment.inference.scratch import Scratch
+from raysegment.inference.stitch import stitch
+from raysegment.mask.outputs import Outputs
+
+if TYPE_CHECKING:
+    from raysegment.inference.assembly import Assembly
+
+#: A task whose worker died is begun again this often: a shard is written from its records, whole, every time.
+_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What a task says of one shard."""
+
+    shard: Shard
+    class_pixels: list[int]
+    """Of level 0: pixels of each class; nodata is not counted. Empty above."""
+    work_s: float
+
+
+class Writing:
+    """Hands shards to Ray as they become ready, and tells of those that are written."""
+
+    def __init__(self, plan: Plan, outputs: list[Outputs], scratch: Scratch) -> None:
+        self._context = ray.put((plan, outputs, scratch))
+        self._task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_write)
+        self._running: dict[Any, Shard] = {}
+
+    def submit(self, shard: Shard, assembly: Assembly) -> None:
+        """Have a shard written: of level 0 from its blocks' records, above from the level before."""
+        window = assembly.window(shard)
+        source = assembly.in_image(shard) if shard.level == 0 else None
+        self._running[self._task.remote(self._context, shard, window, source)] = shard
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._running)
+
+    def done(self, *, wait: bool) -> Iterator[ShardDone]:
+        """Shards that were written since the last call; with `wait`, at least one. Raises WorkError."""
+        if not self._running:
+            return
+        ready, _ = ray.wait(
+            list(self._running),
+            num_returns=len(self._running) if not wait else 1,
+            timeout=None if wait else 0,
+        )
+        for ref in ready:
+            shard, answer = self._running.pop(ref), ray.get(ref)
+            fail_on_error(answer)
+            yield ShardDone(shard, answer["class_pixels"], answer["work_s"])
+
+    def stop(self) -> None:
+        """Nothing of what still waits or runs is wanted any more."""
+        for ref in self._running:
+            ray.cancel(ref, force=False)
+        self._running.clear()
+
+
+def _write(
+    context: tuple[Plan, list[Outputs], Scratch], shard: Shard, window: Window, in_image: Window | None
+) -> Row:
+    plan, outputs, scratch = context
+    return reported(lambda: _written(plan, outputs[shard.image], scratch, shard, window, in_image))
+
+
+def _written(
+    plan: Plan, outputs: Outputs, scratch: Scratch, shard: Shard, window: Window, in_image: Window | None
+) -> Row:
+    import time
+
+    started = time.thread_time()
+    counts: list[int] = []
+    if in_image is None:
+        outputs.mask.reduce(shard.level, window)
+    else:
+        if outputs.mask.has_shard(0, window):  # it is the last of its files that is written
+            labels = outputs.mask.read(0, window)
+        else:
+            found = stitch(plan, shard.image, in_image, scratch)
+            outputs.write(window, found)
+            labels = found["labels"]
+        counts = class_counts(labels, len(plan.classes)).tolist()
+    return {"class_pixels": counts, "work_s": time.thread_time() - started}
+
+
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each class: int64 (classes,); nodata is not counted."""
+    counts = np.bincount(labels.reshape(-1), minlength=classes)
+    return counts[:classes].astype(np.int64)

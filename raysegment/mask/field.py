@@ -1,0 +1,58 @@
+"""What is written beside a mask at full resolution: class probabilities, uncertainty; uint8 OME-Zarr 0.5 images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+from raysegment.geometry import Size, Window
+from raysegment.mask.store import MaskHeader, chunk_edge, multiscale, placement
+
+
+class FieldStore:
+    """A uint8 field (y, x), or (c, y, x) with `channels`, that is being written; `shard`: the edge of a shard."""
+
+    def __init__(self, path: Path, shape: Size, channels: int | None, shard: int, stride: int) -> None:
+        self.path, self.shape, self.channels = path, shape, channels
+        self.shard, self.chunk = shard, chunk_edge(stride, shard // stride)
+
+    def create(self) -> None:
+        """Make the array, empty (= 0)."""
+        if (self.path / "0" / "zarr.json").exists():
+            return
+        leading = () if self.channels is None else (self.channels,)
+        zarr.create_array(
+            self.path / "0",  # as a store of its own: Zarr would write the root's zarr.json otherwise
+            shape=(*leading, *self.shape),
+            chunks=(*(1 for _ in leading), self.chunk, self.chunk),
+            shards=(*leading, self.shard, self.shard),
+            dtype=np.uint8,
+            compressors=ZstdCodec(level=3),
+            fill_value=0,
+            dimension_names=(*("c" for _ in leading), "y", "x"),
+        )
+
+    def write(self, window: Window, values: np.ndarray) -> None:
+        """Write one whole shard: `values` uint8 ([channels,] window.height, window.width)."""
+        zarr.open_array(self.path / "0", mode="r+")[..., *window.slices()] = values
+
+    def finish(self, header: MaskHeader, about: dict[str, Any]) -> None:
+        """Write the root metadata: from now on there is a field."""
+        for leftover in self.path.rglob("*.partial"):  # of a shard whose writer was killed
+            leftover.unlink()
+        ome = {
+            "version": "0.5",
+            "multiscales": [multiscale(header, 1, has_channels=self.channels is not None)],
+        }
+        zarr.create_group(
+            self.path,
+            attributes={
+                "ome": ome,
+                "raysegment_field": {**about, "recipe": header.recipe},
+                **placement(header),
+            },
+        )
