@@ -18,6 +18,7 @@ from rasterio.transform import Affine
 from raysegment.errors import InputError, ReadError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.raster import Raster, open_raster
+from raysegment.raster.byte_file import ByteFile
 
 HEIGHT, WIDTH = 150, 131
 
@@ -137,8 +138,6 @@ def test_a_palette_is_read_as_the_stored_index(tmp_path: Path) -> None:
 
 
 def test_no_more_is_read_than_the_window_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raysegment.raster.page import ByteFile
-
     pixels = np.random.default_rng(0).integers(0, 255, (2048, 2048), dtype=np.uint8)
     for name, options in (("strip", {"rowsperstrip": 2048}), ("tiles", {"tile": (128, 128)})):
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels, metadata=None, **options)
@@ -159,8 +158,8 @@ def test_a_large_compressed_strip_is_decoded_once(tmp_path: Path, monkeypatch: p
     tifffile.imwrite(tmp_path / "x.tif", pixels, rowsperstrip=400, compression="deflate", metadata=None)
     raster = open_raster(tmp_path / "x.tif")
     taken: list[int] = []
-    read = page.ByteFile.read
-    monkeypatch.setattr(page.ByteFile, "read", lambda s, o, n: (taken.append(o), read(s, o, n))[1])
+    read = ByteFile.read
+    monkeypatch.setattr(ByteFile, "read", lambda s, o, n: (taken.append(o), read(s, o, n))[1])
     for y in range(0, 800, 100):
         window = Window(y=y, x=50, height=100, width=200)
         np.testing.assert_array_equal(raster.read(window)[:, :, 0], pixels[window.slices()])

@@ -1,13 +1,13 @@
 """One page of a TIFF: cut a window out of it, decoding only the tiles or strips that the window touches.
 
-tifffile understands the header and gives the decoder of one segment (a tile or a strip); reading goes by
-``pread``, which has no file position, so several threads may read one page at once without a lock.
+tifffile understands the header and gives the decoder of one segment (a tile or a strip). Several threads may read one
+page at once. A segment of which a window took only a part is kept for the next (segment_cache.py); large ones are read
+another way (large_segment.py).
 """
 
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from raysegment.errors import InputError, ReadError
 from raysegment.geometry import Size, Window
 from raysegment.raster.large_segment import LARGE_BYTES, MOST_KEPT_BYTES, LargeSegments
+from raysegment.raster.segment_cache import DECODED
 from raysegment.raster.segment_stream import Section, SegmentStream, can_stream
 
 if TYPE_CHECKING:
@@ -22,40 +23,10 @@ if TYPE_CHECKING:
 
     from tifffile import TiffFrame, TiffPage
 
+    from raysegment.raster.byte_file import ByteFile
+
 #: What an uncompressed page is said to decode at once, if its segments allow: any part of it can be had alone.
 _DIRECT_CHUNK = 256
-
-
-class ByteFile:
-    """Bytes of a file by offset; safe from several threads."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._fd: int | None = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self.size = os.fstat(self._fd).st_size
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Exactly `count` bytes. Raises OSError, EOFError when the file ends before."""
-        if self._fd is None:
-            raise OSError(f"{self.path} is closed")
-        self.check(offset, count)
-        data = os.pread(self._fd, count, offset)
-        while len(data) < count:  # pread gives at most 2 GiB at once
-            more = os.pread(self._fd, count - len(data), offset + len(data))
-            if not more:
-                raise EOFError(f"the file ended at {offset + len(data)} while it was being read")
-            data += more
-        return data
-
-    def check(self, offset: int, count: int) -> None:
-        """Raise EOFError when the file ends before the last of those bytes."""
-        if offset + count > self.size:
-            raise EOFError(f"its bytes {offset}–{offset + count} lie beyond the file's end at {self.size}")
-
-    def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
 
 
 class Page:
@@ -75,6 +46,8 @@ class Page:
             raise InputError(f"{file.path} has pages of depth {depth}: give one page per plane")
         self.file = file
         self.size = Size(height, width)
+        self._whole = Window(y=0, x=0, height=height, width=width)
+        self._id = object()
         self.samples = planes * samples
         self.dtype = np.dtype(np.uint8) if key.dtype.kind == "b" else key.dtype.newbyteorder("=")
         self._planes, self._samples = planes, samples
@@ -125,6 +98,9 @@ class Page:
 
         Raises ReadError naming the window and the tile or strip that is broken.
         """
+        h = self._segment.height
+        column_bytes = (math.ceil(window.bottom / h) - window.y // h) * self._planes * self._segment_bytes
+        keeps = column_bytes <= DECODED.most_bytes  # a column that did not fit would push out its own top
         for plane in range(self._planes):
             samples = slice(plane * self._samples, (plane + 1) * self._samples)
             for index, place in self._segments(plane, window):
@@ -132,7 +108,7 @@ class Page:
                 rows, columns = part.slices(window)
                 target = out[rows, columns, samples]
                 try:
-                    pixels = self._pixels(index, place, part)
+                    pixels = self._pixels(index, place, part, keeps)
                 except Exception as e:  # codecs raise anything on damaged data
                     reason = str(e) or type(e).__name__
                     raise ReadError(
@@ -148,26 +124,40 @@ class Page:
                 index = (plane * self._rows + row) * self._columns + column
                 yield index, Window(y=row * h, x=column * w, height=h, width=w)
 
-    def _pixels(self, index: int, place: Window, part: Window) -> np.ndarray | None:
-        """Pixels of `part` of one segment; None for one that is not stored (GDAL's sparse files)."""
+    def _pixels(self, index: int, place: Window, part: Window, keeps: bool) -> np.ndarray | None:
+        """Pixels of `part` of one segment; None for one that is not stored (GDAL's sparse files).
+
+        `keeps`: whether the segment may stay decoded for the next window.
+        """
         offset, count = self._offsets[index], self._counts[index]
         if self._stored is not None and offset:
             self._check_whole(offset, place, part)
             return self._direct(offset, place, part, self._stored)
         if not count:
             return None
+        self.file.check(offset, count)
         rows, columns = part.slices(place)
         if self._large is not None:
             whole_rows = columns.start == 0 and part.right == min(place.right, self.size.width)
             pixels = self._large.read(index, rows, columns, whole_rows)
         else:
-            segment = self._decoded(index)
+            segment = self._kept_or_decoded(index, place, part, keeps)
             pixels = None if segment is None else segment[rows, columns]
         if pixels is not None and pixels.shape[:2] != part.size:
             raise ValueError(
                 f"it unpacks to less than the {part.size.height} × {part.size.width} px of {part}"
             )
         return pixels
+
+    def _kept_or_decoded(self, index: int, place: Window, part: Window, keeps: bool) -> np.ndarray | None:
+        """One whole segment, decoded now or when a window before took a part of it."""
+        key = (self.file, (self._id, index))
+        segment = DECODED.take(key)
+        if segment is None:
+            segment = self._decoded(index)
+        if segment is not None and keeps:
+            DECODED.keep(key, segment, place.intersect(self._whole), part)
+        return segment
 
     def _decoded(self, index: int) -> np.ndarray | None:
         """One whole segment (y, x, sample)."""

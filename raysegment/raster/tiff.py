@@ -12,10 +12,12 @@ import numpy as np
 from raysegment import console
 from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size, Window
+from raysegment.raster.byte_file import ByteFile
 from raysegment.raster.georeference import Georeference, georeference_of
 from raysegment.raster.identity import path_identity
-from raysegment.raster.page import ByteFile, Page
+from raysegment.raster.page import Page
 from raysegment.raster.pyramid import LevelPages, find_levels
+from raysegment.raster.segment_cache import DECODED
 from raysegment.raster.stored import Stored
 from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
@@ -161,6 +163,7 @@ class TiffRaster:
         """Close the files."""
         for file in self._files.values():
             file.close()
+            DECODED.forget(file)
 
     def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
         return TiffRaster, (self.path, self.select)
