@@ -1,4 +1,4 @@
-"""The first stage, over Ray Data: one actor per worker or GPU, one row = one block.
+"""The first stage, over Ray Data: one actor per worker or GPU, one row = a run of neighbouring blocks.
 
 The pixels never travel: an actor reads its block by itself, writes its record and answers with a few numbers.
 Measured against rows that carry pixels through the object store: 77 against 65 megapixels a second with a
@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,16 +75,23 @@ class SegmentActor:
         self._images: OrderedDict[int, tuple[Raster, Foreground | None]] = OrderedDict()
         self._opening = threading.Lock()
 
-    def __call__(self, rows: dict[str, np.ndarray]) -> Row:
-        """Segment the blocks of a batch of rows (one, as the pipeline calls it)."""
-        done = [
-            reported(self._segment, image=int(i), row=int(r), col=int(c))
-            for i, r, c in zip(rows["image"], rows["row"], rows["col"], strict=True)
-        ]
-        return {key: [d[key] for d in done] for key in done[0]}
+    def __call__(self, runs: dict[str, np.ndarray]) -> Iterator[Row]:
+        """Segment the blocks of one run, from left to right; tells of each as it is done."""
+        image, row, first, count = (int(runs[key][0]) for key in ("image", "row", "col", "count"))
+        for col in range(first, first + count):
+            answer = reported(self._segment, image=image, row=row, col=col)
+            yield {key: [value] for key, value in answer.items()}
+            if answer["error"]:
+                return
 
     def _segment(self, image: int, row: int, col: int) -> Row:
         block = Block(row, col)
+        if self.scratch.has_record(image, block):  # by a worker that died later in this run
+            return {
+                "tiles": self.scratch.open_record(image, block).tiles,
+                "compute_s": 0.0,
+                "began_at": time.time(),
+            }
         attempts = self.scratch.count_attempt(image, block)
         if attempts > MAX_ATTEMPTS:
             reason = f"took its worker down {MAX_ATTEMPTS} times"
@@ -149,6 +156,37 @@ class SegmentActor:
             return self._images[image]
 
 
+def runs(missing: list[tuple[int, Block]], workers: int) -> list[Row]:
+    """The blocks cut into runs of neighbours in one row, long ones first and single blocks at the end.
+
+    A worker that goes on with the next block has half of its border decoded already; and when little is left,
+    nobody must wait for one who still has much.
+    """
+    found: list[Row] = []
+    left = len(missing)
+    for image, block in missing:
+        last = found[-1] if found else None
+        if (
+            last is not None
+            and (last["image"], last["row"]) == (image, block.row)
+            and last["col"] + last["count"] == block.col
+            and last["count"] < last["most"]
+        ):
+            last["count"] += 1
+        else:
+            found.append(
+                {
+                    "image": image,
+                    "row": block.row,
+                    "col": block.col,
+                    "count": 1,
+                    "most": max(1, left // (4 * workers)),
+                }
+            )
+        left -= 1
+    return found
+
+
 def segment(
     plan: Plan, missing: list[tuple[int, Block]], model: ModelSource, scratch: Scratch, workers: int
 ) -> Generator[BlockDone]:
@@ -161,7 +199,7 @@ def segment(
     in_hand = BLOCKS_IN_HAND[plan.device]
     resources = {"num_gpus": 1, "num_cpus": 0} if plan.device == "cuda" else {"num_cpus": plan.threads}
     rows = _run(
-        [{"image": image, "row": block.row, "col": block.col} for image, block in missing],
+        runs(missing, workers),
         SegmentActor,
         fn_constructor_args=(plan, model, scratch),
         compute=ActorPoolStrategy(
@@ -243,7 +281,7 @@ def _configure_ray_data() -> None:
     context.execution_options.preserve_order = False
     context.max_errored_blocks = 0
     context.wait_for_min_actors_s = -1
-    context.target_max_block_size = 16 << 20
+    context.target_max_block_size = 1  # every answer is sent as soon as it is there
     if hasattr(context, "execution_no_progress_timeout_s"):
         context.execution_no_progress_timeout_s = NO_PROGRESS_S
     context.print_on_execution_start = console.is_verbose()
