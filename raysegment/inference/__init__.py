@@ -1,6 +1,14 @@
 """Segment images of any size: plan → segment blocks → stitch shards.
 
-Read in this order: `grid.py` (tiles and blocks on one image), `blend.py` (weights), `plan.py` (what will be done,
-decided once), `segmenter.py` (one block through the network), `stitch.py` (blocks to final pixels), `pipeline.py`
-(both over Ray Data), `job.py` (one call, opened and settled), `run.py` (`infer` and `plan`).
+What is computed: `grid.py` (tiles and blocks on one image), `blend.py` (weights), `block.py` (a block's pixels),
+`network.py` (tiles in, probabilities out), `segmenter.py` (one block), `record.py` (what it leaves), `outcome.py` (sums to
+classes), `stitch.py` (records to pixels).
+
+What is decided: `request.py` (what is asked), `image.py` and `foreground.py` (of one image), `job.py` (of all of them, against
+what is there), `auto.py` (what is measured), `resolve.py` (all of it into a plan), `plan.py` (the plan), `selfcheck.py`.
+
+What is done: `run.py` (`infer` and `plan`), `flow.py` (both stages at once), `pipeline.py` (segmenting over Ray Data),
+`assembly.py` and `writing.py` (which shard may be written when, and by whom), `scratch.py` (the resume), `finish.py`.
+
+Start with `grid.py`, then `segmenter.py`, then `flow.py`.
 """
