@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +18,10 @@ from raysegment.geometry import Window
 from raysegment.raster import open_raster
 from raysegment.raster import page as page_module
 from raysegment.raster import tiff as tiff_module
+from raysegment.raster import zarr as zarr_module
 from raysegment.raster.page import Page
 from raysegment.raster.segment_cache import SegmentCache
+from raysegment.raster.zarr import ZarrRaster
 
 HEIGHT, WIDTH, TILE = 210, 330, 64
 PIXELS = np.random.default_rng(0).integers(0, 250, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -28,9 +31,17 @@ LAYOUTS = {
     "planar": {"tile": (TILE, TILE), "planarconfig": "separate"},
     "striped": {"rowsperstrip": 32},
 }
+CHUNKS = {
+    "chunks": {"chunks": (TILE, TILE, 3)},
+    "shards": {"chunks": (TILE, TILE, 3), "shards": (128, 128, 3)},
+}
 
 
 def written(path: Path, layout: str = "tiled", codec: str | None = "deflate") -> Path:
+    if layout in CHUNKS:
+        array = zarr.create_array(path, shape=PIXELS.shape, dtype=PIXELS.dtype, **CHUNKS[layout])
+        array[...] = PIXELS
+        return path
     pixels = PIXELS if layout != "planar" else np.ascontiguousarray(PIXELS.transpose(2, 0, 1))
     tifffile.imwrite(
         path, pixels, photometric="rgb", compression=codec, predictor=codec is not None, metadata=None,
@@ -41,8 +52,8 @@ def written(path: Path, layout: str = "tiled", codec: str | None = "deflate") ->
 
 def use(cache: SegmentCache, patch: pytest.MonkeyPatch) -> SegmentCache:
     """In place of the one that all images share."""
-    patch.setattr(page_module, "DECODED", cache)
-    patch.setattr(tiff_module, "DECODED", cache)
+    for module in (page_module, tiff_module, zarr_module):
+        patch.setattr(module, "DECODED", cache)
     return cache
 
 
@@ -72,12 +83,12 @@ def blocks(edge: int, rim: int) -> list[Window]:
     ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_threads_that_share_a_raster_read_what_tifffile_reads(
+@pytest.mark.parametrize("layout", [*LAYOUTS, *CHUNKS])
+def test_threads_that_share_a_raster_read_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, layout: str
 ) -> None:
-    path = written(tmp_path_factory.mktemp("shared") / "a.tif", layout)
-    expected = tifffile.imread(path)
+    path = written(tmp_path_factory.mktemp("shared") / "a", layout)
+    expected = zarr.open_array(path, mode="r")[...] if layout in CHUNKS else tifffile.imread(path)
     if layout == "planar":
         expected = expected.transpose(1, 2, 0)
 
@@ -131,9 +142,27 @@ def test_blocks_in_a_row_decode_no_segment_twice(
     assert set(decoded.values()) == {1}
 
 
-def test_windows_on_the_grid_of_tiles_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_in_a_row_fetch_no_column_of_chunks_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(SegmentCache(1 << 20), monkeypatch)
+    fetched: list[Window] = []
+    original = ZarrRaster._fetched
+    monkeypatch.setattr(ZarrRaster, "_fetched", lambda s, w, n: (fetched.append(w), original(s, w, n))[1])
+    raster = open_raster(written(tmp_path / "a.zarr", "chunks"))
+    for window in (w for w in blocks(edge=140, rim=6) if w.y == 134):
+        np.testing.assert_array_equal(raster.read(window), PIXELS[window.slices()])
+    assert [(w.x, w.right) for w in fetched] == [(0, 192), (192, 320), (320, WIDTH)]
+    assert {(w.y, w.bottom) for w in fetched} == {(134, HEIGHT)}
+    raster.close()
+
+
+@pytest.mark.parametrize("layout", ["tiled", "chunks"])
+def test_windows_on_the_grid_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
     cache = use(SegmentCache(1 << 20), monkeypatch)
-    raster = open_raster(written(tmp_path / "a.tif"))
+    raster = open_raster(written(tmp_path / "a", layout))
     for window in blocks(edge=2 * TILE, rim=0):
         raster.read(window)
         assert cache.bytes == 0
@@ -228,6 +257,8 @@ def test_what_the_next_window_wants_stays_longest() -> None:
 
 def test_what_is_wholly_used_or_too_large_is_not_kept() -> None:
     cache = SegmentCache(40)
-    cache.keep(("image", 0), np.zeros(10, np.uint8), PLACE, PLACE)
-    cache.keep(("image", 1), np.zeros(11, np.uint8), PLACE, BELOW)
-    assert cache.bytes == 0
+    cache.keep(("image", 0), np.zeros(10, np.uint8), PLACE, TO_THE_RIGHT)
+    cache.keep(("image", 1), np.zeros(10, np.uint8), PLACE, PLACE)
+    cache.keep(("image", 2), np.zeros(41, np.uint8), PLACE, TO_THE_RIGHT)
+    assert cache.bytes == 10
+    assert cache.take(("image", 0)) is not None

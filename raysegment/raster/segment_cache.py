@@ -43,11 +43,10 @@ class SegmentCache:
     def keep(self, key: Key, pixels: np.ndarray, place: Window, part: Window) -> None:
         """Keep the piece that covers `place` if it goes on to the right of `part` or below it.
 
-        `place` ends where the image ends. One that takes more than a quarter of the room is not kept: it would
-        push out its own neighbours before they are wanted.
+        `place` ends where the image ends. Whoever keeps several for one window sees to it that all of them fit.
         """
         goes_on_right, goes_on_below = part.right < place.right, part.bottom < place.bottom
-        if not (goes_on_right or goes_on_below) or 4 * pixels.nbytes > self.most_bytes:
+        if not (goes_on_right or goes_on_below) or pixels.nbytes > self.most_bytes:
             return
         with self._lock:
             self._remove(key)
