@@ -1,4 +1,4 @@
-"""Folding BatchNorm: the same answers for every U-Net, hands off where it would not be safe."""
+"""Folding BatchNorm, joining ReLU: the same answers for every U-Net, hands off where it would not be safe."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from raysegment.model.fold import fold_batchnorm
+from raysegment.model.fuse import fuse_relu
 from raysegment.model.unet import UNet
 
 
@@ -144,3 +145,27 @@ def test_strided_grouped_and_dilated_convolutions_fold_too() -> None:
     folded = fold_batchnorm(net)
     assert norms(folded) == 0
     assert difference(net, folded) < 1e-5
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_a_unet_with_its_relus_joined_answers_the_same(
+    norm: Literal["batch", "group", "none"], padding: Literal["same", "valid"]
+) -> None:
+    net = lived(UNet(2, 3, base_width=8, depth=2, norm=norm, padding=padding))
+    fused = fuse_relu(fold_batchnorm(net))
+    relus = sum(isinstance(part, nn.ReLU) for part in fused.modules())
+    assert relus == (10 if norm == "group" else 0)  # a GroupNorm stands between
+    assert difference(net, fused) <= 1e-5
+    assert sum(isinstance(part, nn.ReLU) for part in net.modules()) == 10
+
+
+def test_a_relu_that_is_shared_or_watched_stays() -> None:
+    relu = nn.ReLU()
+    shared = nn.Sequential(nn.Conv2d(2, 4, 3), relu, nn.Conv2d(4, 3, 3), relu).eval()
+    assert fuse_relu(shared) is shared
+    watched = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).eval()
+    watched[0].register_forward_hook(lambda *_: None)
+    assert fuse_relu(watched) is watched
+    mirrored = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), nn.ReLU()).eval()
+    assert fuse_relu(mirrored) is mirrored

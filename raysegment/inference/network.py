@@ -9,6 +9,7 @@ import torch
 
 from raysegment.errors import AnswerError, InputError, WorkError
 from raysegment.model.fold import fold_batchnorm
+from raysegment.model.fuse import fuse_relu
 from raysegment.model.model import normalise, probabilities
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Network:
         self.plan, self.spec = plan, model.spec
         self.device = torch.device(plan.device)
         module = fold_batchnorm(model.module)
+        if self.device.type == "cpu" and plan.precision == "fp32":
+            module = fuse_relu(module)
         self.module = module.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.batch = plan.batch_size
         """Tiles in one forward pass; halved for good when the device's memory does not hold them."""

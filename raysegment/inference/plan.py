@@ -15,6 +15,7 @@ from raysegment.inference.grid import Axis, Grid
 from raysegment.inference.request import Augmentation, OnError
 from raysegment.model.spec import Class
 from raysegment.raster.sampling import Sampling
+from raysegment.raster.segment_cache import DECODED
 
 if TYPE_CHECKING:
     from raysegment.raster import Raster
@@ -159,7 +160,8 @@ class Plan(BaseModel):
         sums = self.tile * seen * self.sums * 4 * 2
         rims = 4 * self.overlap * seen * self.sums * 4 * in_hand * 2
         per_pixel = self.label_dtype.itemsize + self.probabilities * len(self.classes) + self.uncertainty + 2
-        return WORKER_BASE_BYTES + activations + pixels + sums + rims + edge**2 * per_pixel * in_hand
+        labels = edge**2 * per_pixel * in_hand
+        return WORKER_BASE_BYTES + DECODED.most_bytes + activations + pixels + sums + rims + labels
 
     def recipe(self, image: ImagePlan) -> dict[str, Any]:
         """What decides the values of an image's mask; block, batch and threads do not."""

@@ -26,7 +26,11 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
     if not any(type(m) is nn.BatchNorm2d for m in module.modules()):
         return module
     folded = copy.deepcopy(module).eval()
-    pairs = list(_pairs(folded))
+    pairs = [
+        (conv, norm)
+        for conv, norm in followers(folded, nn.BatchNorm2d)
+        if folded.get_submodule(norm).running_mean is not None  # without, it normalises by the batch
+    ]
     for conv_name, norm_name in pairs:
         conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
         dtype = conv.weight.dtype
@@ -37,34 +41,44 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
     return folded if pairs else module
 
 
-def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of convolution and norm, where the norm is all that the convolution's answer goes into."""
+def followers(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, str]]:
+    """Names of every Conv2d and the `kind` that is all its answer goes into, each called once and as it stands."""
     try:
         graph = fx.Tracer().trace(module)
     except Exception as e:  # the network's own code runs on placeholders and may fail in any way
         console.detail(
-            f"BatchNorm is not folded: {type(module).__name__} cannot be traced ({type(e).__name__}: {e})"
+            f"no {kind.__name__} is joined to a convolution: {type(module).__name__} cannot be traced "
+            f"({type(e).__name__}: {e})"
         )
         return
     parts = dict(module.named_modules(remove_duplicate=False))
     calls = Counter(id(parts[str(n.target)]) for n in graph.nodes if n.op == "call_module")
     read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
     for node in graph.nodes:
-        if node.op != "call_module" or type(parts[str(node.target)]) is not nn.BatchNorm2d:
+        if node.op != "call_module" or type(parts[str(node.target)]) is not kind:
             continue
-        before = node.args[0] if node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+        before = _before(node, parts)
+        if before is None:
             continue
         names = str(before.target), str(node.target)
-        conv, norm = (parts[name] for name in names)
+        conv, follower = (parts[name] for name in names)
         if (
             type(conv) is nn.Conv2d
-            and norm.running_mean is not None  # without, it normalises by the batch
-            and calls[id(conv)] == calls[id(norm)] == 1
+            and calls[id(conv)] == calls[id(follower)] == 1
             and not read.intersection(names)
-            and not any(map(_is_hooked, (conv, norm)))
+            and not any(map(_is_hooked, (conv, follower)))
         ):
             yield names
+
+
+def _before(node: fx.Node, parts: dict[str, nn.Module]) -> fx.Node | None:
+    """The module call whose answer goes into `node` alone; what passes its input on unchanged does not count."""
+    before = node.args[0] if node.args else None
+    while isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
+        if type(parts[str(before.target)]) is not nn.Identity:
+            return before
+        before = before.args[0] if before.args else None
+    return None
 
 
 def _is_hooked(module: nn.Module) -> bool:
