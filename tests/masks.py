@@ -13,11 +13,15 @@ import zarr
 
 
 def coding(
-    classes: Sequence[tuple[str, Any]], origin: Sequence[int] = (0, 0), nodata: int = 255
+    classes: Sequence[tuple[str, Any]],
+    origin: Sequence[float] = (0, 0),
+    nodata: int = 255,
+    scale: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What a mask says of its classes: (name, source value) each."""
+    """What a mask says of its classes: (name, source value) each; without `scale` as older masks do."""
     listed = [{"name": n, "colour": [40 * i, 10, 200], "value": v} for i, (n, v) in enumerate(classes)]
-    return {"classes": listed, "nodata": nodata, "origin": list(origin)}
+    said = {"classes": listed, "nodata": nodata, "origin": list(origin)}
+    return said if scale is None else {**said, "scale": list(scale)}
 
 
 def write_zarr_mask(
@@ -25,7 +29,9 @@ def write_zarr_mask(
     labels: np.ndarray,
     classes: Sequence[tuple[str, Any]] = (("land", 0), ("water", 255)),
     *,
-    origin: Sequence[int] = (0, 0),
+    origin: Sequence[float] = (0, 0),
+    scale: Sequence[float] | None = None,
+    pixel_size: float = 1.0,
     chunk: int = 16,
     levels: int = 1,
     **attributes: Any,
@@ -33,7 +39,7 @@ def write_zarr_mask(
     """An OME-Zarr 0.5 label image with a class coding; further levels are every second pixel."""
     nodata = int(np.iinfo(labels.dtype).max)
     scales = [
-        {"path": str(i), "coordinateTransformations": [{"type": "scale", "scale": [2.0**i, 2.0**i]}]}
+        {"path": str(i), "coordinateTransformations": [{"type": "scale", "scale": 2 * [pixel_size * 2**i]}]}
         for i in range(levels)
     ]
     axes = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
@@ -43,7 +49,7 @@ def write_zarr_mask(
         "image-label": {"properties": [{"label-value": i, "class": n} for i, (n, _) in enumerate(classes)]},
     }
     zarr.create_group(
-        path, attributes={"ome": ome, "raysegment": coding(classes, origin, nodata), **attributes}
+        path, attributes={"ome": ome, "raysegment": coding(classes, origin, nodata, scale), **attributes}
     )
     for i in range(levels):
         level = labels[:: 2**i, :: 2**i]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from masks import write_tiff_mask, write_zarr_mask
 from PIL import Image
 from typer.testing import CliRunner
@@ -98,6 +99,57 @@ def test_a_mask(tmp_path: Path, kind: str) -> None:
     assert sum(row["share"] for row in found.facts["classes"]) == pytest.approx(1)
     assert "water" in found.summary()
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_the_scale_of_a_mask(tmp_path: Path) -> None:
+    labels = np.zeros((8, 9), np.uint8)
+    found = inspect(write_zarr_mask(tmp_path / "m.zarr", labels, origin=(4, 6), scale=(2, 2.5)))
+    assert (found.facts["origin"], found.facts["scale"]) == ([4, 6], [2, 2.5])
+    assert any(line.split() == ["scale", "2,", "2.5"] for line in found.summary().splitlines())
+    assert inspect(write_zarr_mask(tmp_path / "old.zarr", labels)).facts["scale"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("about", "shape", "said"),
+    [
+        (
+            {"scale": 1 / 255, "classes": ["land", "sea"], "recipe": {}},
+            (2, 20, 30),
+            "probabilities of the classes land, sea; stored as a multiple of 0.003922",
+        ),
+        (
+            {"scale": 1 / 255, "meaning": "min(1, 4 v)"},
+            (20, 30),
+            "uncertainty, min(1, 4 v); stored as a multiple of 0.003922",
+        ),
+        ({"scale": 1 / 255}, (20, 30), "uncertainty; stored as a multiple of 0.003922"),
+    ],
+)
+def test_what_lies_beside_a_mask(
+    tmp_path: Path, about: dict[str, Any], shape: tuple[int, ...], said: str
+) -> None:
+    path, names = tmp_path / "side.zarr", ("c", "y", "x")[-len(shape) :]
+    axes = [{"name": n, "type": "channel" if n == "c" else "space"} for n in names]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0] * len(shape)}]}]
+    ome = {"version": "0.5", "multiscales": [{"name": "m", "axes": axes, "datasets": datasets}]}
+    zarr.create_group(path, attributes={"ome": ome, "raysegment_field": about})
+    zarr.create_array(path, name="0", shape=shape, dtype=np.uint8, dimension_names=names)[:] = 51
+    found = inspect(path)
+    assert found.kind == "image"
+    assert found.facts["shape"] == [20, 30, 2 if len(shape) == 3 else 1]
+    assert found.facts["holds"] == said
+    assert said in found.summary()
+
+
+def test_a_broken_word_on_what_lies_beside_a_mask_is_named(tmp_path: Path) -> None:
+    path = write_zarr_mask(tmp_path / "side.zarr", np.zeros((4, 5), np.uint8))
+    root = json.loads((path / "zarr.json").read_text())
+    del root["attributes"]["raysegment"]
+    for wrong in ({"scale": "much"}, {}, [1]):
+        root["attributes"]["raysegment_field"] = wrong
+        (path / "zarr.json").write_text(json.dumps(root))
+        with pytest.raises(InputError, match=r"side\.zarr: what it says of its values"):
+            inspect(path)
 
 
 def test_a_model(tmp_path: Path) -> None:

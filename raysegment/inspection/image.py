@@ -13,7 +13,7 @@ from raysegment.geometry import Window
 from raysegment.raster.walk import windows
 
 if TYPE_CHECKING:
-    from raysegment.mask.coding import Coding
+    from raysegment.mask.coding import Coding, Field
     from raysegment.raster import Raster
 
 #: Edge of a window that is looked at, and how many of them per axis, of an image too big to be read for this.
@@ -21,10 +21,11 @@ SAMPLE_PX = 512
 SAMPLES = 4
 
 
-def image_facts(raster: Raster) -> dict[str, Any]:
-    """Header, and what the pixels of up to SAMPLES² windows hold."""
+def image_facts(raster: Raster, field: Field | None = None) -> dict[str, Any]:
+    """Header, and what the pixels of up to SAMPLES² windows hold; of a mask's side output also what `field` says."""
     height, width, channels = raster.shape
     return {
+        **({} if field is None else {"holds": str(field)}),
         "format": raster.format,
         "shape": [height, width, channels],
         "dtype": str(raster.dtype),
@@ -61,6 +62,7 @@ def mask_facts(raster: Raster, coding: Coding) -> dict[str, Any]:
         **_places(raster),
         "nodata": coding.nodata,
         "origin": list(coding.origin),
+        "scale": list(coding.scale),
         "classes": classes,
         "nodata_pixels": counts.get(coding.nodata, 0),
         "unknown_pixels": height * width - total - counts.get(coding.nodata, 0),

@@ -66,14 +66,14 @@ def _looked_at(path: Path) -> tuple[Kind, Mapping[str, Any]]:
         return "dataset", dataset_facts(path)
 
     from raysegment.inspection.image import image_facts, mask_facts
-    from raysegment.mask.coding import read_coding
+    from raysegment.mask.coding import read_coding, read_field
     from raysegment.raster import open_raster
 
     raster = open_raster(path)
     try:
         coding = read_coding(path)
         if coding is None:
-            return "image", image_facts(raster)
+            return "image", image_facts(raster, read_field(path))
         return "mask", mask_facts(raster, coding)
     finally:
         raster.close()

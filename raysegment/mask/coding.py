@@ -1,11 +1,12 @@
-"""What the numbers of a mask mean: read back from the masks that are written here."""
+"""What the numbers of a mask mean, and of what lies beside it: read back from what is written here."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from raysegment.model.spec import Class
 
 #: Key of the root attributes of an OME-Zarr mask, and name of the item in a TIFF's GDAL metadata.
 KEY = "raysegment"
+#: The same of what lies beside a mask: class probabilities, uncertainty.
+FIELD_KEY = "raysegment_field"
 _GDAL_METADATA = 42112
 
 
@@ -26,12 +29,41 @@ class Coding:
     classes: tuple[Class, ...]
     nodata: int
     """Stored where the source has no data."""
-    origin: tuple[int, int] = (0, 0)
-    """Full-resolution source pixel (y, x) of the mask's top left corner."""
+    origin: tuple[float, float] = (0, 0)
+    """Full-resolution source pixel (y, x) of the mask's top left corner; whole numbers, or exact."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Full-resolution source pixels per pixel of the mask (y, x); above 1 the mask is the coarser."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.classes)
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """The mask's top left corner (y, x) in pixels of its own size, counted from the source's corner.
+
+        Undoes the rounding of `origin`: exactly, unless the mask is finer than the source and `origin` was rounded.
+        """
+        y, x = (round(o / s) for o, s in zip(self.origin, self.scale, strict=True))
+        return y, x
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What the numbers of a side output mean: ``mask.probabilities.zarr``, ``mask.uncertainty.zarr``."""
+
+    scale: float
+    """The stored value times this is what is meant."""
+    classes: tuple[str, ...] = ()
+    """Of each channel, in class probabilities."""
+    meaning: str | None = None
+
+    def __str__(self) -> str:
+        if self.classes:
+            what = f"probabilities of the classes {', '.join(self.classes)}"
+        else:
+            what = "uncertainty" if self.meaning is None else f"uncertainty, {self.meaning}"
+        return f"{what}; stored as a multiple of {self.scale:.4g}"
 
 
 def read_coding(path: str | os.PathLike[str]) -> Coding | None:
@@ -41,25 +73,47 @@ def read_coding(path: str | os.PathLike[str]) -> Coding | None:
     the same JSON). Raises InputError when there is one that cannot be understood.
     """
     path = Path(path)
-    found = _of_zarr(path) if path.is_dir() else _of_tiff(path)
+    found = _of_zarr(path, KEY) if path.is_dir() else _of_tiff(path)
     if found is None or "classes" not in found:
         return None
     try:
         classes = tuple(Class.model_validate(c) for c in found["classes"])
-        y, x = found.get("origin", (0, 0))
-        return Coding(classes, int(found["nodata"]), (int(y), int(x)))
+        origin, scale = _pair(found.get("origin", (0, 0))), _pair(found.get("scale", (1.0, 1.0)))
+        if min(scale) <= 0:
+            raise ValueError(f"its scale is {scale[0]}, {scale[1]}")
+        return Coding(classes, int(found["nodata"]), origin, scale)
     except ValidationError as e:
         raise InputError(f"{path}: the class coding in its metadata: {first_complaint(e)}") from e
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path}: the class coding in its metadata cannot be understood: {e}") from e
 
 
-def _of_zarr(path: Path) -> Mapping[str, Any] | None:
+def read_field(path: str | os.PathLike[str]) -> Field | None:
+    """What a side output of a mask says of itself, or None: another image. Raises InputError."""
+    path = Path(path)
+    found = _of_zarr(path, FIELD_KEY)
+    if found is None:
+        return None
+    try:
+        classes = tuple(str(name) for name in found.get("classes", ()))
+        return Field(float(found["scale"]), classes, found.get("meaning"))
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise InputError(f"{path}: what it says of its values cannot be understood: {e!r}") from e
+
+
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    y, x = values
+    if not (isfinite(y) and isfinite(x)):
+        raise ValueError(f"{y}, {x} is no place")
+    return y, x
+
+
+def _of_zarr(path: Path, key: str) -> Mapping[str, Any] | None:
     if not (path / "zarr.json").is_file():
         return None
     try:
         root = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-        return root.get("attributes", {}).get(KEY)
+        return root.get("attributes", {}).get(key)
     except (OSError, ValueError, AttributeError) as e:
         raise InputError(f"cannot read {path / 'zarr.json'}: {e}") from e
 
