@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ import raysegment as rs
 from raysegment.cli.app import app
 from raysegment.errors import InputError
 from raysegment.evaluation import counts, evaluate
+from raysegment.geometry import Window
+from raysegment.raster.walk import windows as walk
 
 THREE = [("land", 10), ("water", 20), ("city", 30)]
 LABELS = np.random.default_rng(3).integers(0, 3, (37, 45)).astype(np.uint8)
@@ -230,9 +235,7 @@ def test_counts_do_not_depend_on_how_the_image_is_walked(
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=50))
     codes = st.sampled_from([0, 1, 2, 255])
     p, t = (data.draw(hnp.arrays(np.uint8, shape, elements=codes)) for _ in range(2))
-    monkeypatch.setattr(counts, "windows", lambda area, chunk: walk(area, chunk, pixels))
-    from raysegment.raster.walk import windows as walk
-
+    monkeypatch.setattr(counts, "windows", lambda area, chunk, _: walk(area, chunk, pixels))
     classes = [("a", 0), ("b", 1), ("c", 2)]
     for path in tmp_path.glob("m.zarr/**/*"):
         if path.is_file():
@@ -244,6 +247,143 @@ def test_counts_do_not_depend_on_how_the_image_is_walked(
     assert rows(result) == matrix(t[both], p[both])
     assert result.missed_pixels == np.sum((t != 255) & (p == 255))
     assert result.ignored_pixels == np.sum(t == 255)
+
+
+ABC = [("a", 0), ("b", 1), ("c", 2)]
+
+
+def under(length: int, scale: Fraction, own: Fraction = Fraction(1)) -> np.ndarray:
+    """The pixel, of `scale` source pixels, under the centre of each of `length` pixels of `own` source pixels."""
+    return np.array([floor((j + Fraction(1, 2)) * own / scale) for j in range(length)])
+
+
+def answers(labels: np.ndarray, at: tuple[int, int], rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """What `labels`, whose corner is the pixel `at` of its grid, says under a truth; -1 beside it."""
+    out = np.full((len(rows), len(cols)), -1)
+    for i, row in enumerate(rows - at[0]):
+        for j, col in enumerate(cols - at[1]):
+            if 0 <= row < labels.shape[0] and 0 <= col < labels.shape[1]:
+                out[i, j] = labels[row, col]
+    return out
+
+
+@st.composite
+def masks_of_regions(
+    draw: st.DrawFn, full: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int], list[Fraction]]:
+    """Labels on a grid of any size over a source of `full` pixels, the grid's pixel they begin at, its scale."""
+    grid = [draw(st.integers(1, 2 * length)) for length in full]
+    at = [draw(st.integers(0, length - 1)) for length in grid]
+    shape = [draw(st.integers(1, length - start)) for length, start in zip(grid, at, strict=True)]
+    labels = draw(hnp.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, 255])))
+    return labels, (at[0], at[1]), [Fraction(f, g) for f, g in zip(full, grid, strict=True)]
+
+
+def scaled_mask(path: Path, made: tuple[np.ndarray, tuple[int, int], list[Fraction]]) -> Path:
+    labels, at, scale = made
+    shutil.rmtree(path, ignore_errors=True)
+    # whole source pixels, as far as they tell the place
+    origin = [round(a * s) if s >= 1 else float(a * s) for a, s in zip(at, scale, strict=True)]
+    return write_zarr_mask(path, labels, ABC, origin=origin, scale=[float(s) for s in scale], chunk=7)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), full=st.tuples(st.integers(1, 30), st.integers(1, 30)), pixels=st.integers(16, 400))
+def test_of_another_scale_the_truth_takes_the_class_under_its_pixels_centres(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, full: tuple[int, int], pixels: int
+) -> None:
+    made = data.draw(masks_of_regions(full))
+    t = data.draw(hnp.arrays(np.uint8, full, elements=st.sampled_from([0, 1, 2, 255])))
+    p = answers(*made[:2], *(under(n, s) for n, s in zip(full, made[2], strict=True)))
+    monkeypatch.setattr(counts, "windows", lambda area, chunk, _: walk(area, chunk, pixels))
+    mask, truth = scaled_mask(tmp_path / "m.zarr", made), tif(tmp_path / "t.tif", t, rowsperstrip=3)
+    if made[0].shape == full and made[1] == (0, 0):
+        p = made[0]  # the size of the truth: pixel on pixel
+    elif (p == -1).all():  # finer than the truth, and between its centres
+        with pytest.raises(InputError, match="no part of it"):
+            evaluate(mask, truth)
+        return
+    result = evaluate(mask, truth)
+    both = (t != 255) & (p != 255) & (p != -1)
+    assert rows(result) == matrix(t[both], p[both])
+    assert result.missed_pixels == np.sum((t != 255) & (p == 255))
+    assert result.ignored_pixels == np.sum((t == 255) & (p != -1))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), full=st.tuples(st.integers(1, 24), st.integers(1, 24)))
+def test_a_truth_that_is_a_mask_of_ours_may_have_its_own_scale(
+    tmp_path: Path, data: st.DataObject, full: tuple[int, int]
+) -> None:
+    p = data.draw(masks_of_regions(full))
+    whole = [data.draw(st.integers(1, 2 * length)) for length in full]
+    labels = data.draw(hnp.arrays(np.uint8, whole, elements=st.sampled_from([0, 1, 2])))
+    t = labels, (0, 0), [Fraction(f, g) for f, g in zip(full, whole, strict=True)]
+    said = answers(*p[:2], *(under(n, *s) for n, *s in zip(whole, p[2], t[2], strict=True)))
+    if (said == -1).all() or (p[1] == (0, 0) and p[0].shape == labels.shape):
+        return  # both are told above
+    result = evaluate(scaled_mask(tmp_path / "p.zarr", p), scaled_mask(tmp_path / "t.zarr", t))
+    both = (said != 255) & (said != -1)
+    assert rows(result) == matrix(labels[both], said[both])
+    assert result.missed_pixels == np.sum(said == 255)
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.5, 1000 / 667])
+def test_a_truth_of_the_masks_own_size_is_compared_pixel_on_pixel(tmp_path: Path, scale: float) -> None:
+    mask = write_zarr_mask(tmp_path / "m.zarr", LABELS, THREE, scale=(scale, scale))
+    assert rows(evaluate(mask, tif(tmp_path / "t.tif", SOURCE[TRUTH]))) == matrix(TRUTH, LABELS)
+
+
+def test_pixel_sizes_tell_a_truth_on_the_masks_grid_from_one_on_the_source_s(tmp_path: Path) -> None:
+    part = (slice(9, 15), slice(11, 20))
+    mask = write_zarr_mask(
+        tmp_path / "m.zarr", LABELS[part], THREE, origin=(18, 22), scale=(2, 2), pixel_size=4.0
+    )
+    own = write_zarr_mask(tmp_path / "own.zarr", TRUTH, THREE, pixel_size=4.0)
+    fine = write_zarr_mask(tmp_path / "fine.zarr", TRUTH.repeat(2, 0).repeat(2, 1), THREE, pixel_size=2.0)
+    assert rows(evaluate(mask, own)) == matrix(TRUTH[part], LABELS[part])
+    assert rows(evaluate(mask, fine)) == (4 * np.array(matrix(TRUTH[part], LABELS[part]))).tolist()
+    other = write_zarr_mask(tmp_path / "other.zarr", TRUTH, THREE, pixel_size=3.0)
+    with pytest.raises(
+        InputError, match=r"6 × 9 px, the truth .* 37 × 45 px.*2 × 2 of the source's.*give the truth"
+    ):
+        evaluate(mask, other)
+
+
+@pytest.mark.parametrize("shape", [(36, 45), (73, 90), (74, 89), (30, 30)])
+def test_a_truth_of_neither_resolution_is_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    mask = write_zarr_mask(tmp_path / "m.zarr", LABELS, THREE, scale=(2, 2))
+    with pytest.raises(
+        InputError, match=f"37 × 45 px, the truth .*t.tif {shape[0]} × {shape[1]} px"
+    ) as raised:
+        evaluate(mask, tif(tmp_path / "t.tif", np.zeros(shape, np.uint8)))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("scale", [64.0, 1 / 64])
+def test_what_is_read_at_once_does_not_grow_with_the_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    big, small = np.zeros((1024, 1024), np.uint8), np.ones((16, 16), np.uint8)
+    p, t = (small, big) if scale > 1 else (big, small)
+    mask = write_zarr_mask(tmp_path / "m.zarr", p, ABC, scale=(scale, scale), chunk=64)
+    monkeypatch.setattr(counts, "WINDOW_PIXELS", 1 << 14)
+    most = 0
+    from raysegment.raster.tiff import TiffRaster
+    from raysegment.raster.zarr import ZarrRaster
+
+    for kind in (TiffRaster, ZarrRaster):
+        read = kind.read
+
+        def spy(self: Any, window: Window, level: int = 0, read: Any = read) -> np.ndarray:
+            nonlocal most
+            most = max(most, window.area)
+            return read(self, window, level)
+
+        monkeypatch.setattr(kind, "read", spy)
+    result = evaluate(mask, tif(tmp_path / "t.tif", t, tile=(64, 64)))
+    assert result.confusion[int(t[0, 0])][int(p[0, 0])] == t.size
+    assert most <= 4 * counts.WINDOW_PIXELS
 
 
 def test_the_command(tmp_path: Path, mask: Path) -> None:

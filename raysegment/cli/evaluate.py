@@ -29,7 +29,9 @@ from raysegment.cli.common import Result, command
 )
 def evaluate(
     prediction: Annotated[str, typer.Argument(help="The mask to judge.")],
-    truth: Annotated[str, typer.Argument(help="The mask to judge it by, of the same size.")],
+    truth: Annotated[
+        str, typer.Argument(help="The mask to judge it by: of the same size, or of the whole image.")
+    ],
     classes: Annotated[
         Path | None,
         typer.Option(metavar="FILE.toml", help="Which value or colour of the truth is which class."),
@@ -38,7 +40,8 @@ def evaluate(
     """Score a mask against the truth, per class and over all.
 
     IoU, Dice, precision, recall and the confusion matrix, from pixels counted over the whole image, block by
-    block. Truth without a class is left out; a pixel that has truth but no prediction counts as wrong.
+    block. Truth without a class is left out; a pixel that has truth but no prediction counts as wrong. A mask that
+    was made at another resolution is compared at the truth's.
     """
     from raysegment.evaluation import evaluate as run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +13,10 @@ from raysegment import console
 from raysegment.classes import distinct, pixel_codes
 from raysegment.errors import InputError
 from raysegment.geometry import Size, Window
-from raysegment.raster.walk import windows
+from raysegment.raster.walk import WINDOW_PIXELS, windows
 
 if TYPE_CHECKING:
+    from raysegment.evaluation.alignment import Alignment
     from raysegment.raster import Raster
 
 #: More different values than this in one image: it is a picture, not a mask.
@@ -41,22 +43,30 @@ class Counts:
 
 
 def count_pairs(
-    prediction: Raster, truth: Raster, origin: tuple[int, int], named: frozenset[int] = frozenset()
+    prediction: Raster, truth: Raster, alignment: Alignment, named: frozenset[int] = frozenset()
 ) -> Counts:
-    """Count the pairs of codes over the whole prediction, whose top left is the truth's pixel `origin`.
+    """Count the pairs of codes over all pixels of the truth that the prediction answers.
 
     `named`: codes that are classes of the truth even where they are its nodata value.
     """
-    height, width = prediction.shape[:2]
-    chunk = Size(*map(max, prediction.chunk, truth.chunk))
+    rows, cols, area = alignment.rows, alignment.cols, alignment.covered
+    chunk = Size(
+        max(truth.chunk.height, ceil(prediction.chunk.height / rows.ratio)),
+        max(truth.chunk.width, ceil(prediction.chunk.width / cols.ratio)),
+    )
+    # what is read of a prediction that is finer than its truth must not outgrow a window either
+    pixels = max(1, int(WINDOW_PIXELS / (max(1.0, float(rows.ratio)) * max(1.0, float(cols.ratio)))))
     counts = Counts()
-    with console.progress("evaluate", height * width / 1e6, "MP") as progress:
-        for window in windows(Window(y=0, x=0, height=height, width=width), chunk):
-            there = Window(
-                y=window.y + origin[0], x=window.x + origin[1], height=window.height, width=window.width
-            )
-            p, p_valid = _codes(prediction, window)
-            t, t_valid = _codes(truth, there)
+    with console.progress("evaluate", area.area / 1e6, "MP") as progress:
+        for window in windows(area, chunk, pixels):
+            under = rows.under(window.y, window.bottom), cols.under(window.x, window.right)
+            hull = Window.between(*(int(axis[0]) for axis in under), *(int(axis[-1]) + 1 for axis in under))
+            p, p_valid = _codes(prediction, hull)
+            if hull.size != window.size:  # otherwise pixel on pixel
+                ys, xs = under[0] - hull.y, under[1] - hull.x
+                p = p.take(xs, axis=1).take(ys, axis=0)  # three times as fast as indexing both at once
+                p_valid = None if p_valid is None else p_valid.take(xs, axis=1).take(ys, axis=0)
+            t, t_valid = _codes(truth, window)
             if t_valid is not None and truth.nodata in named:
                 t_valid = t_valid | (t == truth.nodata)
             _count(counts, p, p_valid, t, t_valid)

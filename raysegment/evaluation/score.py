@@ -5,25 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from raysegment.classes import IGNORE, ClassMap
-from raysegment.errors import InputError
+from raysegment.evaluation.alignment import Alignment
 from raysegment.evaluation.counts import Counts, count_pairs
 from raysegment.evaluation.meaning import MISS, Side, classes_named, meanings
-from raysegment.geometry import Window
 from raysegment.metrics import ClassScore, Scores
-
-if TYPE_CHECKING:
-    from raysegment.raster import Raster
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateResult:
-    """Scores of one mask. Every pixel of the truth is counted once: in `confusion`, `missed_pixels` or
-    `ignored_pixels`."""
+    """Scores of one mask. Every pixel of the truth under it is counted once: in `confusion`, `missed_pixels`
+    or `ignored_pixels`."""
 
     classes: dict[str, ClassScore]
     """Per class name. `support` and `recall` count missed pixels too."""
@@ -86,49 +82,19 @@ def evaluate(
 
     The truth's pixel values get their classes from `classes` (a classes file), or from its own coding if it
     is a mask of ours, or from the source values in the prediction's coding, or they are class indices.
-    A mask of a region is compared with that region of the truth. Raises InputError when the sizes do not fit
-    or a value belongs to no class.
+    A mask of a region is compared with that region of the truth, a mask of another resolution at the truth's: each
+    pixel of the truth with the one of the mask under its centre. Raises InputError when the sizes do not fit or a
+    value belongs to no class.
     """
     mapping = classes if classes is None or isinstance(classes, ClassMap) else ClassMap.load(classes)
     p, t = Side.open("prediction", prediction), Side.open("truth", truth)
     try:
         named = classes_named(p, t, mapping)
-        counts = count_pairs(p.raster, t.raster, _place(p, t), named)
+        counts = count_pairs(p.raster, t.raster, Alignment.of(p, t), named)
         return _scored(counts, *meanings(p, t, counts.predicted_codes, counts.truth_codes, mapping))
     finally:
         p.raster.close()
         t.raster.close()
-
-
-def _place(p: Side, t: Side) -> tuple[int, int]:
-    """Where the prediction's top left pixel lies in the truth. Raises InputError when the two do not fit."""
-    y, x = p.coding.origin if p.coding is not None else (0, 0)
-    own = t.coding.origin if t.coding is not None else (0, 0)
-    offset = (y - own[0], x - own[1])
-    if p.size == t.size and offset == (0, 0):
-        return offset
-    (height, width), (truth_height, truth_width) = p.size, t.size
-    said = f"{p.path} is {height} × {width} px, the truth {t.path} {truth_height} × {truth_width} px"
-    inside = Window(y=0, x=0, height=truth_height, width=truth_width).holds(
-        Window(y=offset[0], x=offset[1], height=height, width=width)
-    )
-    if p.coding is None:
-        raise InputError(f"{said}: give a truth of the same size")
-    if not inside or not _same_scale(p.raster, t.raster):
-        raise InputError(
-            f"{said}, and the mask, whose corner is the source's pixel y {y}, x {x}, is no part of it: "
-            "give the truth at the mask's resolution"
-        )
-    return offset
-
-
-def _same_scale(a: Raster, b: Raster) -> bool:
-    """False only when both pixel sizes are known and differ by more than 1 %."""
-    if a.pixel_size is None or b.pixel_size is None or a.pixel_size[2] != b.pixel_size[2]:
-        return True
-    return all(
-        abs(one / other - 1) <= 0.01 for one, other in zip(a.pixel_size[:2], b.pixel_size[:2], strict=True)
-    )
 
 
 def _scored(
