@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
+from fractions import Fraction
 from itertools import pairwise
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,10 @@ from typer.testing import CliRunner
 from raysegment.cli.app import app
 from raysegment.errors import InputError, OutputExistsError, UsageError
 from raysegment.geometry import Size, Window
+from raysegment.mask.coding import read_coding
 from raysegment.mask.drawing import OPACITY, outlines
-from raysegment.mask.overview import NOTHING, mode_picture
-from raysegment.mask.preview import picture_size, preview
+from raysegment.mask.overview import NOTHING, Area, mode_picture
+from raysegment.mask.preview import Placement, picture_size, preview
 from raysegment.raster import open_raster, overview
 from raysegment.raster.overview import mean_picture
 
@@ -67,7 +72,7 @@ def test_a_picture_is_made_of_the_pixels_it_stands_for_however_it_is_cut(
     raster = open_raster(path)
     area = Window(y=0, x=0, height=full[0], width=full[1])
     mean, share = mean_picture(raster, area, Size(*size), [0])
-    mode = mode_picture(raster, area, Size(*size))
+    mode = mode_picture(raster, Area(0, 0, *full), Size(*size))
     raster.close()
     for i, rows in enumerate(cuts(full[0], size[0])):
         for j, cols in enumerate(cuts(full[1], size[1])):
@@ -75,11 +80,64 @@ def test_a_picture_is_made_of_the_pixels_it_stands_for_however_it_is_cut(
             data = cell[cell != 5]
             assert mean[i, j, 0] == pytest.approx(data.mean() if data.size else 0)
             assert share[i, j] == pytest.approx(data.size / cell.size)
-            if full[0] >= size[0] and full[1] >= size[1]:
-                counted = np.bincount(cell.ravel(), minlength=6)
-                best = counted.max()
-                winners = {k if k != 5 else NOTHING for k in range(6) if counted[k] == best}
-                assert mode[i, j] in winners
+    stands_for = [pixels_under(Fraction(n, m), Fraction(0), m, n) for n, m in zip(full, size, strict=True)]
+    assert_commonest(mode, pixels, *stands_for, nodata=5)
+
+
+def pixels_under(step: Fraction, start: Fraction, count: int, length: int) -> list[list[int]]:
+    """Of `count` picture pixels of `step` mask pixels each: those of `length` whose centres they hold or, where
+    the picture is finer, the one under their own."""
+    if step < 1:
+        centres = [floor(start + (i + Fraction(1, 2)) * step) for i in range(count)]
+        return [[c] if 0 <= c < length else [] for c in centres]
+    place = [floor((k + Fraction(1, 2) - start) / step) for k in range(length)]
+    return [[k for k in range(length) if place[k] == i] for i in range(count)]
+
+
+def assert_commonest(
+    mode: np.ndarray, labels: np.ndarray, rows: list[list[int]], cols: list[list[int]], nodata: int
+) -> None:
+    for i, ys in enumerate(rows):
+        for j, xs in enumerate(cols):
+            counted = Counter(labels[np.ix_(ys, xs)].ravel().tolist() if ys and xs else [nodata])
+            best = max(counted.values())
+            assert mode[i, j] in {NOTHING if k == nodata else k for k, n in counted.items() if n == best}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), budget=st.integers(1, 300), zoom=st.integers(1, 4))
+def test_a_mask_of_any_scale_and_origin_lies_under_the_picture_where_it_lies_on_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, budget: int, zoom: int
+) -> None:
+    monkeypatch.setattr(overview, "PART_PIXELS", budget)
+    full = [data.draw(st.integers(1, 40)) for _ in range(2)]
+    grid = [data.draw(st.integers(1, 2 * length)) for length in full]
+    scale = [Fraction(f, g) for f, g in zip(full, grid, strict=True)]
+    at = [data.draw(st.integers(0, length - 1)) for length in grid]
+    shape = [data.draw(st.integers(1, length - start)) for length, start in zip(grid, at, strict=True)]
+    labels = np.random.default_rng(budget).integers(0, 4, shape).astype(np.uint8)
+    labels[labels == 3] = 255
+    shutil.rmtree(tmp_path / "m.zarr", ignore_errors=True)
+    origin = [float(a * s) for a, s in zip(at, scale, strict=True)]
+    path = write_zarr_mask(
+        tmp_path / "m.zarr", labels, CLASSES, origin=origin, scale=[float(s) for s in scale], chunk=7
+    )
+    image, mask = open_raster(tif(tmp_path / "i.tif", np.zeros(full, np.uint8))), open_raster(path)
+    place = Placement.of(image, mask, read_coding(path))
+    image.close()
+    touched = [(floor(a * s), ceil((a + n) * s)) for a, n, s in zip(at, shape, scale, strict=True)]
+    if tuple(shape) != tuple(full) or any(at):
+        assert place.covers == Window.between(*(t[0] for t in touched), *(t[1] for t in touched))
+
+    start = [data.draw(st.integers(0, length - 1)) for length in full]
+    length = [data.draw(st.integers(1, f - a)) for f, a in zip(full, start, strict=True)]
+    size = [zoom * n if zoom > 1 else data.draw(st.integers(1, n)) for n in length]
+    shown = Window(y=start[0], x=start[1], height=length[0], width=length[1])
+    stands_for = [
+        pixels_under(Fraction(n, count) / s, first / s - a, count, own)
+        for n, count, s, first, a, own in zip(length, size, scale, start, at, shape, strict=True)
+    ]
+    assert_commonest(place.codes(mask, shown, Size(*size)), labels, *stands_for, nodata=255)
 
 
 def test_the_nearest_level_is_read_and_never_the_whole_image(
@@ -96,7 +154,7 @@ def test_the_nearest_level_is_read_and_never_the_whole_image(
 
     monkeypatch.setattr(type(raster), "read", spy)
     monkeypatch.setattr(overview, "PART_PIXELS", 64 * 64)
-    mode_picture(raster, Window(y=0, x=0, height=640, width=640), Size(100, 100))
+    mode_picture(raster, Area(0, 0, 640, 640), Size(100, 100))
     assert {level for level, _ in read} == {2}
     assert sum(area for _, area in read) == 160 * 160
     assert max(area for _, area in read) <= 2 * 64 * 64
@@ -201,6 +259,55 @@ def test_a_mask_of_half_the_size_covers_the_image(tmp_path: Path) -> None:
     assert result.region == Window(y=0, x=0, height=65, width=97)
     assert result.classes["class 1"] == pytest.approx(17 / 33, abs=0.02)
     assert not np.array_equal(picture[10, 10], picture[60, 10])
+
+
+def test_rounding_moves_no_pixel_whose_centre_lies_on_a_border(tmp_path: Path) -> None:
+    labels = np.array([[0] * 12 + [1] * 12 + [1] + [2] * 24], np.uint8)  # the 25th is the second half's
+    mask = write_zarr_mask(tmp_path / "m.zarr", labels, CLASSES, scale=(1, 2 / 49))
+    image = tif(tmp_path / "i.tif", np.zeros((1, 2), np.uint8))
+    found = preview(image, mask, out=tmp_path / "p.png", max_size=16)
+    assert found.region == Window(y=0, x=0, height=1, width=2)
+    raster = open_raster(mask)
+    place = Placement((0, 0), (1, 2 / 49), Size(1, 49))
+    assert place.codes(raster, found.region, Size(1, 2)).tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize(("scale", "origin"), [(4, (24, 32)), (0.5, (24, 32)), (0.25, (0, 0)), (8, (0, 0))])
+def test_a_mask_of_another_scale_lies_where_it_belongs(
+    tmp_path: Path, scene: tuple[Path, Path], scale: float, origin: tuple[int, int]
+) -> None:
+    """A square of water at the image's y 32–48, x 48–64."""
+    top, left = (int((a - o) / scale) for a, o in zip((32, 48), origin, strict=True))
+    labels = np.zeros([int((n - o) / scale) for n, o in zip((64, 96), origin, strict=True)], np.uint8)
+    labels[top : top + int(16 / scale), left : left + int(16 / scale)] = 1
+    mask = write_zarr_mask(tmp_path / "s.zarr", labels, CLASSES, origin=origin, scale=(scale, scale))
+    own = preview(scene[0], mask, out=tmp_path / "own.png")
+    assert own.region == Window.between(*origin, 64, 96)
+    whole = Window(y=0, x=0, height=64, width=96)
+    preview(scene[0], mask, out=tmp_path / "all.png", region=whole, max_size=192, layout="side")
+    drawn = pixels_of(tmp_path / "all.png")[: 2 * 64, 2 * 96 + 8 :, :3]
+    water = np.zeros((128, 192), bool)
+    water[64:96, 96:128] = True
+    np.testing.assert_array_equal((drawn == COLOURS[1]).all(axis=2), water)
+    part = preview(
+        scene[0], mask, out=tmp_path / "p.png", region=Window(y=47, x=63, height=2, width=2), max_size=16
+    )
+    assert part.classes["water"] == pytest.approx(1 / 4)
+
+
+def test_a_mask_lies_right_on_a_smaller_copy_of_its_image(tmp_path: Path) -> None:
+    labels = np.ones((16, 16), np.uint8)
+    mask = write_zarr_mask(
+        tmp_path / "m.zarr",
+        labels,
+        CLASSES,
+        origin=(32, 48),
+        scale=(2, 2),
+        **{"proj:code": "EPSG:32643", "spatial:transform": [2.0, 0, 0, 0, -2.0, 0]},
+    )
+    where = {"proj:code": "EPSG:32643", "spatial:transform": [4.0, 0, 0, 0, -4.0, 0]}
+    copy = write_zarr_mask(tmp_path / "i.zarr", np.zeros((32, 32), np.uint8), CLASSES, **where)
+    assert preview(copy, mask, out=tmp_path / "p.png").region == Window(y=8, x=12, height=8, width=8)
 
 
 def test_side_by_side(tmp_path: Path, scene: tuple[Path, Path]) -> None:

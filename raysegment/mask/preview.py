@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from raysegment.errors import InputError, OutputExistsError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.mask.coding import Coding, read_coding
 from raysegment.mask.drawing import Scene, draw, save, stretched
-from raysegment.mask.overview import NOTHING, classes_of, mode_picture
+from raysegment.mask.overview import NOTHING, Area, classes_of, mode_picture
 from raysegment.model.spec import Class
 from raysegment.raster import open_raster
 from raysegment.raster.overview import mean_picture
@@ -26,6 +27,8 @@ Layout = Literal["overlay", "side"]
 
 #: A region smaller than the picture is magnified by a whole number, at most this.
 MOST_ZOOM = 8
+#: Of a pixel: what lies nearer to a border than this lies on it.
+_HAIR = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,8 @@ def preview(
 class Placement:
     """Where a mask lies on its image."""
 
-    covers: Window
-    """In full-resolution pixels of the image."""
+    offset: tuple[int, int]
+    """(y, x) of the mask's corner in pixels of its own size, counted from the image's corner."""
     scale: tuple[float, float]
     """Image pixels per mask pixel (y, x)."""
     size: Size
@@ -112,43 +115,36 @@ class Placement:
 
     @classmethod
     def of(cls, image: Raster, mask: Raster, coding: Coding | None) -> Placement:
-        """From the mask's origin and pixel size, or from its size alone. Raises InputError if nothing fits."""
+        """From the mask's origin and scale, the pixel sizes, or its size alone. Raises InputError if nothing fits."""
         full, size = Size(*image.shape[:2]), Size(*mask.shape[:2])
         whole = Window(y=0, x=0, height=full.height, width=full.width)
-        y, x = coding.origin if coding is not None else (0, 0)
+        offset = coding.offset if coding is not None else (0, 0)
         for scale in _scales(image, mask, full, size, coding):
-            covers = Window(
-                y=y, x=x, height=round(size.height * scale[0]), width=round(size.width * scale[1])
-            )
-            if whole.holds(covers):
-                return cls(covers, scale, size)
+            place = cls(offset, scale, size)
+            if whole.holds(place.covers):
+                return place
         raise InputError(
             f"the mask {mask.path} ({size.height} × {size.width} px) does not fit "
             f"the image {image.path} ({full.height} × {full.width} px): give the mask of this image"
         )
 
+    @property
+    def covers(self) -> Window:
+        """The pixels of the image that the mask touches."""
+        starts = [floor(o * s + _HAIR) for o, s in zip(self.offset, self.scale, strict=True)]
+        ends = zip(self.offset, self.size, self.scale, strict=True)
+        return Window.between(*starts, *(ceil((o + length) * s - _HAIR) for o, length, s in ends))
+
     def codes(self, mask: Raster, shown: Window, size: Size) -> np.ndarray:
         """The mask's codes under a picture of `size` of the image's window `shown`; NOTHING beside the mask."""
-        codes = np.full(size, NOTHING, np.int64)
-        common = shown.intersect(self.covers)
-        if not common.area:
-            return codes
-        zoom = size.height / shown.height, size.width / shown.width
-        part = Window.between(
-            round((common.y - shown.y) * zoom[0]),
-            round((common.x - shown.x) * zoom[1]),
-            max(round((common.bottom - shown.y) * zoom[0]), round((common.y - shown.y) * zoom[0]) + 1),
-            max(round((common.right - shown.x) * zoom[1]), round((common.x - shown.x) * zoom[1]) + 1),
-        ).intersect(Window(y=0, x=0, height=size.height, width=size.width))
-        area = Window.between(
-            int((common.y - self.covers.y) / self.scale[0]),
-            int((common.x - self.covers.x) / self.scale[1]),
-            min(round((common.bottom - self.covers.y) / self.scale[0] + 0.499), self.size.height),
-            min(round((common.right - self.covers.x) / self.scale[1] + 0.499), self.size.width),
+        (y, x), (y_scale, x_scale) = self.offset, self.scale
+        area = Area(
+            shown.y / y_scale - y,
+            shown.x / x_scale - x,
+            shown.bottom / y_scale - y,
+            shown.right / x_scale - x,
         )
-        if part.area:
-            codes[part.slices()] = mode_picture(mask, area, part.size)
-        return codes
+        return mode_picture(mask, area, size)
 
 
 def picture_size(shown: Window, max_size: int) -> tuple[Size, float]:
@@ -166,15 +162,19 @@ def _scales(
 ) -> list[tuple[float, float]]:
     """Image pixels per mask pixel (y, x), the likeliest first."""
     same = (1.0, 1.0)
-    if full == size:
+    if full == size and (coding is None or coding.offset == (0, 0)):
         return [same]
     likely = []
+    said = coding.scale if coding is not None else same
     a, b = image.pixel_size, mask.pixel_size
     if a is not None and b is not None and a[2] is not None and a[2] == b[2]:
         ratios = b[0] / a[0], b[1] / a[1]
-        likely.append(same if all(abs(r - 1) < 0.01 for r in ratios) else ratios)
+        # what the mask says is exact; but this may be a smaller copy of the image that it was made from
+        likely.append(
+            said if all(abs(r / s - 1) < 0.01 for r, s in zip(ratios, said, strict=True)) else ratios
+        )
     if coding is not None:
-        likely.append(same)
+        likely.append(said)
     fit = full.height / size.height, full.width / size.width
     if abs(fit[0] / fit[1] - 1) < 2 / min(size):
         likely.append(fit)

@@ -50,7 +50,9 @@ def mean_picture(
     mean = np.zeros((*size, len(channels)), np.float32)
     share = np.zeros(size, np.float32)
     level, window = level_for(raster, area, size)
-    for part in parts(window, size, raster.chunk, label):
+    rows = window.y + _edges(window.height, size.height)
+    cols = window.x + _edges(window.width, size.width)
+    for part in parts(rows, cols, raster.chunk, label):
         stored = raster.read(part.source, level)
         pixels = (stored if palette is None else palette[stored[:, :, 0]])[:, :, channels]
         has = _has_data(pixels, raster.valid(part.source, stored, level))
@@ -64,36 +66,37 @@ def mean_picture(
     return mean, share
 
 
-def parts(window: Window, size: Size, chunk: Size, label: str) -> Iterator[Part]:
-    """Cut a picture of `size` into rectangles that each stand for about PART_PIXELS pixels of `window`.
+def parts(rows: np.ndarray, cols: np.ndarray, chunk: Size, label: str) -> Iterator[Part]:
+    """Cut a picture into rectangles that each stand for about PART_PIXELS source pixels.
 
-    Shows progress under `label`.
+    `rows`, `cols`: first source pixel of each row and column of the picture and, one more, the end of the last;
+    int64, ascending; repeated where the picture is finer than the source. Shows progress under `label`.
     """
-    with console.progress(label, window.area / 1e6, "MP") as progress:
-        for part in _cut(window, size, chunk):
+    height, width = int(rows[-1] - rows[0]), int(cols[-1] - cols[0])
+    with console.progress(label, height * width / 1e6, "MP") as progress:
+        for part in _cut(rows, cols, chunk):
             yield part
             progress.advance(part.source.area / 1e6)
 
 
-def _cut(window: Window, size: Size, chunk: Size) -> Iterator[Part]:
-    y_scale, x_scale = window.height / size.height, window.width / size.width
+def _cut(rows: np.ndarray, cols: np.ndarray, chunk: Size) -> Iterator[Part]:
+    size = Size(len(rows) - 1, len(cols) - 1)
+    source_width = int(cols[-1] - cols[0])
+    y_scale, x_scale = (rows[-1] - rows[0]) / size.height, source_width / size.width
     budget = max(1.0, PART_PIXELS / (max(1.0, y_scale) * max(1.0, x_scale)))
     # where a chunk is as wide as the image, reading half a row decodes it whole
-    in_strips = chunk.width >= window.width
+    in_strips = chunk.width >= source_width
     width = size.width if in_strips else min(size.width, max(1, isqrt(int(budget))))
     height = min(size.height, max(1, int(budget / width)))
-    rows, cols = _starts(window.height, size.height), _starts(window.width, size.width)
     for y in range(0, size.height, height):
         for x in range(0, size.width, width):
             target = Window.between(y, x, min(y + height, size.height), min(x + width, size.width))
             own_rows, own_cols = rows[y : target.bottom], cols[x : target.right]
-            bottom = rows[target.bottom] if target.bottom < size.height else window.height
-            right = cols[target.right] if target.right < size.width else window.width
             source = Window.between(
-                window.y + int(own_rows[0]),
-                window.x + int(own_cols[0]),
-                window.y + max(int(bottom), int(own_rows[-1]) + 1),
-                window.x + max(int(right), int(own_cols[-1]) + 1),
+                int(own_rows[0]),
+                int(own_cols[0]),
+                max(int(rows[target.bottom]), int(own_rows[-1]) + 1),
+                max(int(cols[target.right]), int(own_cols[-1]) + 1),
             )
             yield Part(target, source, own_rows - own_rows[0], own_cols - own_cols[0])
 
@@ -115,9 +118,9 @@ def level_for(raster: Raster, area: Window, size: Size) -> tuple[int, Window]:
     return best
 
 
-def _starts(length: int, count: int) -> np.ndarray:
-    """First source index of each of `count` picture pixels: equal shares of `length`; repeated if fewer."""
-    return np.arange(count, dtype=np.int64) * length // count
+def _edges(length: int, count: int) -> np.ndarray:
+    """The first pixel of each of `count` equal shares of `length`, and `length`; repeated if there are fewer."""
+    return np.arange(count + 1, dtype=np.int64) * length // count
 
 
 def _has_data(pixels: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
