@@ -1,11 +1,12 @@
 """Segment images of any size: plan → segment blocks → stitch shards.
 
 What is computed: `grid.py` (tiles and blocks on one image), `blend.py` (weights), `block.py` (a block's pixels),
-`network.py` (tiles in, probabilities out), `segmenter.py` (one block), `record.py` (what it leaves), `outcome.py` (sums to
-classes), `stitch.py` (records to pixels).
+`network.py` (tiles in, probabilities out), `segmenter.py` (one block), `record.py` (what it leaves), `outcome.py`
+(sums to classes), `stitch.py` (records to pixels).
 
-What is decided: `request.py` (what is asked), `image.py` and `foreground.py` (of one image), `job.py` (of all of them, against
-what is there), `auto.py` (what is measured), `resolve.py` (all of it into a plan), `plan.py` (the plan), `selfcheck.py`.
+What is decided: `request.py` (what is asked), `image.py` and `foreground.py` (of one image), `job.py` (of all of them,
+against what is there), `auto.py` (what is measured), `resolve.py` (all of it into a plan), `plan.py` (the plan),
+`selfcheck.py` (whether it holds).
 
 What is done: `run.py` (`infer` and `plan`), `flow.py` (both stages at once), `pipeline.py` (segmenting over Ray Data),
 `assembly.py` and `writing.py` (which shard may be written when, and by whom), `scratch.py` (the resume), `finish.py`.

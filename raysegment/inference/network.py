@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from raysegment.model.model import Model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: Quarter turns and whether the tile is mirrored too, of every view of a tile.
+#: Quarter turns and whether the tile is mirrored too, of every view of a tile. The tile as it is comes last: the others
+#: are copies of it, and a network may change its input in place, or answer with a view of it.
 _VIEWS: dict[Augmentation, tuple[tuple[int, bool], ...]] = {
     "none": ((0, False),),
-    "flip": ((0, False), (0, True), (2, True), (2, False)),
-    "d4": tuple((turns, mirrored) for turns in range(4) for mirrored in (False, True)),
+    "flip": ((0, True), (2, True), (2, False), (0, False)),
+    "d4": tuple((turns, mirrored) for turns in (3, 2, 1, 0) for mirrored in (True, False)),
 }
 
 

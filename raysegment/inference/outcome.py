@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from raysegment.inference.plan import Plan
 
 ONE = 1 << FIXED_POINT_BITS
+#: A sum of one may be off by this much: weight and product are float32 (2⁻²⁴ each), and every tile is rounded once.
+_ROUNDING = 1 << (FIXED_POINT_BITS - 22)
 
 
 def outcome(sums: Any, plan: Plan) -> dict[str, np.ndarray]:
@@ -42,7 +44,8 @@ def labels_of(sums: Any, classes: int, thresholds: tuple[float, ...] | None, dty
     """
     if len(sums) == 1 and classes == 2:
         first, second = thresholds or (1.0, 1.0)
-        return _host(sums[0] > int(ONE * (second / (first + second)))).astype(dtype)
+        # The first class's own sum would be off alike; what is left of one is not, so a tie is within rounding.
+        return _host(sums[0] > int(ONE * (second / (first + second))) + _ROUNDING).astype(dtype)
     scores = (
         sums
         if thresholds is None

@@ -172,7 +172,7 @@ def _sum_errors(plan: Plan, segmenter: Segmenter, blocks: list[Block], field: _F
             extent = grid.extent(other)
             part = own.intersect(extent)
             total[part.slices(own)] += held[other][part.slices(extent)]
-        yield float(np.abs(total / ONE - field.read(own)[..., 0]).max())
+        yield float(np.abs(total / ONE - field.read(own)[..., 0]).max(initial=0.0))
 
 
 def _sums(segmenter: Segmenter, plan: Plan, block: Block, field: _Field) -> np.ndarray:

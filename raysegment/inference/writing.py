@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: A task whose worker died is begun again this often: a shard is written from its records, whole, every time.
 _RETRIES = 3
+#: Up to so many, comparing with each is faster than `bincount`, which first makes every label eight bytes wide.
+_FEW_CLASSES = 64
 
 
 @dataclass(frozen=True)
@@ -102,5 +104,6 @@ def _written(
 
 def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
     """Pixels of each class: int64 (classes,); nodata is not counted."""
-    counts = np.bincount(labels.reshape(-1), minlength=classes)
-    return counts[:classes].astype(np.int64)
+    if classes > _FEW_CLASSES:
+        return np.bincount(labels.reshape(-1), minlength=classes)[:classes].astype(np.int64)
+    return np.array([np.count_nonzero(labels == i) for i in range(classes)], np.int64)

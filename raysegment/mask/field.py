@@ -10,7 +10,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from raysegment.geometry import Size, Window
-from raysegment.mask.store import MaskHeader, chunk_edge, multiscale, placement
+from raysegment.mask.store import MaskHeader, chunk_edge, multiscale, placement, write_whole
 
 
 class FieldStore:
@@ -37,8 +37,9 @@ class FieldStore:
         )
 
     def write(self, window: Window, values: np.ndarray) -> None:
-        """Write one whole shard: `values` uint8 ([channels,] window.height, window.width)."""
-        zarr.open_array(self.path / "0", mode="r+")[..., *window.slices()] = values
+        """Write one whole shard: `values` uint8 ([channels,] height, width). One that is all 0 is not stored."""
+        if values.any():
+            write_whole(self.path / "0", window, values)
 
     def finish(self, header: MaskHeader, about: dict[str, Any]) -> None:
         """Write the root metadata: from now on there is a field."""

@@ -110,8 +110,9 @@ class MaskStore:
         return np.asarray(zarr.open_array(self.path / str(level), mode="r")[window.slices()])
 
     def write(self, level: int, window: Window, labels: np.ndarray) -> None:
-        """Write one whole shard: `labels` (window.height, window.width)."""
-        zarr.open_array(self.path / str(level), mode="r+")[window.slices()] = labels
+        """Write one whole shard: `labels` (window.height, window.width). One that is all nodata is not stored."""
+        if (labels != np.iinfo(self.dtype).max).any():
+            write_whole(self.path / str(level), window, labels)
 
     def reduce(self, level: int, window: Window) -> None:
         """Make one shard of `level` from the level above it, by the most frequent of 2 × 2 pixels."""
@@ -128,6 +129,13 @@ class MaskStore:
         zarr.create_group(self.path, attributes=_attributes(header, self.level_shapes))
 
 
+def write_whole(array: Path, window: Window, values: np.ndarray) -> None:
+    """Write a whole shard of the last two axes as it is. Zarr would compare every chunk with the fill value first,
+    which takes as long as all the rest."""
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        zarr.open_array(array, mode="r+")[..., *window.slices()] = values
+
+
 def chunk_edge(stride: int, cells: int) -> int:
     """The edge of a chunk: whole cells that divide a shard of `cells` cells, as near to CHUNK_PX as they come."""
     divisors = [d for d in range(1, cells + 1) if cells % d == 0]
@@ -140,10 +148,15 @@ def mode_2x2(labels: np.ndarray) -> np.ndarray:
     An odd last row or column counts twice.
     """
     height, width = labels.shape
-    padded = np.pad(labels, ((0, height % 2), (0, width % 2)), mode="edge")
-    a, b, c, d = padded[::2, ::2], padded[::2, 1::2], padded[1::2, ::2], padded[1::2, 1::2]
+    padded = (
+        np.pad(labels, ((0, height % 2), (0, width % 2)), mode="edge") if height % 2 or width % 2 else labels
+    )
+    a, b, c, d = (np.ascontiguousarray(padded[y::2, x::2]) for y in (0, 1) for x in (0, 1))
     a_is_alone = (a != b) & (a != c) & (a != d)
-    return np.where(a_is_alone & ((b == c) | (b == d)), b, np.where(a_is_alone & (c == d), c, a))
+    if a_is_alone.any():
+        np.copyto(a, c, where=a_is_alone & (c == d))
+        np.copyto(a, b, where=a_is_alone & ((b == c) | (b == d)))
+    return a
 
 
 def finished(path: Path) -> dict[str, Any] | None:
@@ -168,7 +181,7 @@ def _attributes(header: MaskHeader, shapes: list[Size]) -> dict[str, Any]:
         "raysegment": {
             "classes": [c.model_dump(mode="json") for c in header.classes],
             "nodata": header.nodata,
-            "origin": [round(o * s) for o, s in zip(header.origin, header.scale, strict=True)],
+            "origin": [_whole(o * s) for o, s in zip(header.origin, header.scale, strict=True)],
             "scale": list(header.scale),
             "recipe": header.recipe,
             "tiles": header.tiles,
@@ -178,6 +191,11 @@ def _attributes(header: MaskHeader, shapes: list[Size]) -> dict[str, Any]:
         },
     }
     return {**attributes, **placement(header)}
+
+
+def _whole(value: float) -> float:
+    """An int where it is one."""
+    return round(value) if abs(value - round(value)) < 1e-6 else value
 
 
 def placement(header: MaskHeader) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Convolution and ReLU in one pass over memory, on the CPU.
 
-oneDNN, which computes PyTorch's convolutions on the CPU, can apply a ReLU to what it has just computed, while that is still
-in the cache. PyTorch reaches this through torch.compile alone, which needs a C++ compiler on every node and 6 s a
-worker; the operator that its compiled code calls can be called as well. 4 % of our U-Net's time.
+oneDNN, which computes PyTorch's convolutions on the CPU, can apply a ReLU to what it has just computed, while that is
+still in the cache. PyTorch reaches this through torch.compile alone, which needs a C++ compiler on every node and 6 s
+a worker; the operator that its compiled code calls can be called as well. 4 % of our U-Net's time.
 """
 
 from __future__ import annotations
