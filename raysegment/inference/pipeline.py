@@ -12,9 +12,8 @@ import logging
 import os
 import threading
 import time
-import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,9 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from raysegment import console
-from raysegment.errors import InputError, RaysegmentError, WorkError
+from raysegment.errors import WorkError
 from raysegment.geometry import Block
-from raysegment.hardware import peak_memory
+from raysegment.inference.answer import Row, fail_on_error, reported
 from raysegment.inference.plan import BLOCKS_IN_HAND, Plan
 from raysegment.inference.scratch import MAX_ATTEMPTS, Scratch
 from raysegment.runtime import WORKER_ENVIRONMENT
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from raysegment.inference.segmenter import Segmented, Segmenter
     from raysegment.raster import Raster
 
-Row = dict[str, Any]
 Rows = Generator[Row]
 """To be closed by whoever does not exhaust them: closing stops the stage."""
 ModelSource = Any
@@ -221,31 +219,6 @@ def segment(
                 began_at=row["began_at"],
                 peak_bytes=row["peak_bytes"],
             )
-
-
-def reported(work: Callable[..., Row], **row: int) -> Row:
-    """Do the work of one row; an error becomes part of the answer, and the driver raises it as its own."""
-    answer: Row = {}
-    error = trace = ""
-    try:
-        answer = work(**row)
-    except RaysegmentError as e:
-        error = str(e)
-        if isinstance(e, InputError):
-            error = f"{error} (found while segmenting)"
-    except OSError as e:  # a disk or a store that fails: the place is what helps
-        error, trace = f"{e.filename}: {e.strerror}" if e.filename else str(e), traceback.format_exc()
-    except Exception as e:  # Ray would repeat a failing actor call for ever
-        error, trace = f"{type(e).__name__}: {e}", traceback.format_exc()
-    blank = {"tiles": 0, "compute_s": 0.0, "began_at": 0.0} if not answer else {}
-    return {**row, **blank, **answer, "error": error, "trace": trace, "peak_bytes": peak_memory()}
-
-
-def fail_on_error(answer: Row) -> None:
-    """Raise the error that a worker reported."""
-    if answer["error"]:
-        console.detail(answer["trace"])
-        raise WorkError(answer["error"])
 
 
 def _run(rows: list[Row], function: type, **how: Any) -> Rows:

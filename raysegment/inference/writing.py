@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import numpy as np
 import ray
 
 from raysegment.geometry import Window
+from raysegment.inference.answer import Row, fail_on_error, reported
 from raysegment.inference.assembly import Shard
-from raysegment.inference.pipeline import Row, fail_on_error, reported
 from raysegment.inference.plan import Plan
 from raysegment.inference.scratch import Scratch
 from raysegment.inference.stitch import stitch
@@ -85,8 +86,6 @@ def _write(
 def _written(
     plan: Plan, outputs: Outputs, scratch: Scratch, shard: Shard, window: Window, in_image: Window | None
 ) -> Row:
-    import time
-
     started = time.thread_time()
     counts: list[int] = []
     if in_image is None:

@@ -1,0 +1,36 @@
+"""What a worker answers: figures, or an error that the driver raises as its own. Free of Ray Data, slow to load."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from raysegment import console
+from raysegment.errors import RaysegmentError, WorkError
+from raysegment.hardware import peak_memory
+
+Row = dict[str, Any]
+
+
+def reported(work: Callable[..., Row], **row: int) -> Row:
+    """Do the work of one row; an error becomes part of the answer, and the driver raises it as its own."""
+    answer: Row = {}
+    error = trace = ""
+    try:
+        answer = work(**row)
+    except RaysegmentError as e:
+        error = str(e)
+    except OSError as e:  # a disk or a store that fails: the place is what helps
+        error, trace = f"{e.filename}: {e.strerror}" if e.filename else str(e), traceback.format_exc()
+    except Exception as e:  # Ray would repeat a failing actor call for ever
+        error, trace = f"{type(e).__name__}: {e}", traceback.format_exc()
+    blank = {"tiles": 0, "compute_s": 0.0, "began_at": 0.0} if not answer else {}
+    return {**row, **blank, **answer, "error": error, "trace": trace, "peak_bytes": peak_memory()}
+
+
+def fail_on_error(answer: Row) -> None:
+    """Raise the error that a worker reported."""
+    if answer["error"]:
+        console.detail(answer["trace"])
+        raise WorkError(answer["error"])
