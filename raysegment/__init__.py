@@ -30,8 +30,9 @@ from raysegment.geometry import Size, Window
 
 if TYPE_CHECKING:
     from raysegment.evaluation import EvaluateResult, evaluate
-    from raysegment.inference.results import InferResult, PlanResult
-    from raysegment.inference.run import infer, plan
+    from raysegment.inference.estimate import plan
+    from raysegment.inference.results import InferResult, InferResults, PlanResult
+    from raysegment.inference.run import infer
     from raysegment.inspection import InspectResult, inspect
     from raysegment.mask.preview import PreviewResult, preview
     from raysegment.model import Class, Model, ModelSpec, load_model
@@ -46,6 +47,7 @@ __all__ = [
     "EvaluateResult",
     "ExportResult",
     "InferResult",
+    "InferResults",
     "InputError",
     "InspectResult",
     "LockedError",
@@ -82,8 +84,9 @@ _HOME = {
     "evaluate": "raysegment.evaluation",
     "EvaluateResult": "raysegment.evaluation",
     "infer": "raysegment.inference.run",
-    "plan": "raysegment.inference.run",
+    "plan": "raysegment.inference.estimate",
     "InferResult": "raysegment.inference.results",
+    "InferResults": "raysegment.inference.results",
     "PlanResult": "raysegment.inference.results",
     "inspect": "raysegment.inspection",
     "InspectResult": "raysegment.inspection",

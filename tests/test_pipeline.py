@@ -26,12 +26,13 @@ from ray.data import ActorPoolStrategy
 import raysegment as rs
 from raysegment.errors import LockedError, OutputExistsError, UsageError, WorkError
 from raysegment.geometry import Block
+from raysegment.inference.estimate import plan
 from raysegment.inference.job import Job
 from raysegment.inference.pipeline import _run
 from raysegment.inference.record import RecordFile
 from raysegment.inference.request import Request
 from raysegment.inference.resolve import settle
-from raysegment.inference.run import infer, plan
+from raysegment.inference.run import infer
 from raysegment.inference.scratch import Scratch
 from raysegment.model.architectures import build
 from raysegment.model.file import save_model

@@ -121,13 +121,14 @@ def infer(
 
     Memory does not grow with the image. The mask is the same bytes on any number of workers, and after any crash.
     """
-    from raysegment.inference import run
+    from raysegment.inference import estimate, run
+    from raysegment.inference.options import Options
 
     for option, asked in (("--polygons", polygons), ("--into-labels", into_labels)):
         if asked is not None:
             raise NotBuiltError(f"{option} {asked}: not built yet")
     count, plane = _auto_or_count(workers, "--workers"), _selection(select)
-    options: run.Options = {
+    options: Options = {
         "tile": tile,
         "overlap": overlap,
         "blend": blend,
@@ -149,7 +150,7 @@ def infer(
         "on_error": on_error,
     }
     if plan:
-        return run.plan(source, model=model, workers=count, select=plane, **options)
+        return estimate.plan(source, model=model, workers=count, select=plane, **options)
     if out is None:
         raise UsageError("--out is missing: name the mask, such as --out mask.zarr (or use --plan)")
     return run.infer(

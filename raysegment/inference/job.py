@@ -190,7 +190,8 @@ def check_space(plan: Plan, copies: int, scratch: Path) -> None:
     needs: dict[int, tuple[Path, int]] = {}
     wanted = [(scratch, copies + sum(map(plan.scratch_bytes, range(len(plan.images)))))]
     wanted += [(Path(image.output).parent, plan.output_bytes(i)) for i, image in enumerate(plan.images)]
-    for folder, need in wanted:
+    for place, need in wanted:
+        folder = place if place.exists() else place.parent  # of several masks, made with the first
         device = os.stat(folder).st_dev
         needs[device] = (folder, need + needs.get(device, (folder, 0))[1])
     for folder, need in needs.values():

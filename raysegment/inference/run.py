@@ -1,57 +1,29 @@
-"""`infer` and `plan`: from images and a model to masks, resuming whatever is there already."""
+"""`infer`: from images and a model to masks, resuming whatever is there already."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Unpack, overload
 
 from raysegment.errors import UsageError, WorkError
-from raysegment.geometry import Window
-from raysegment.hardware import available_cores, available_memory
 from raysegment.inference.finish import InferredImage, finish_image
 from raysegment.inference.job import Job
-from raysegment.inference.plan import VIEWS, Plan, read_bytes
-from raysegment.inference.request import Request
-from raysegment.inference.resolve import amplification, is_dear, resolve, settle
-from raysegment.inference.results import InferResult, InferResults, PlanResult
+from raysegment.inference.options import Auto, Options, itemsize_of, request_of, worker_count
+from raysegment.inference.plan import Plan
+from raysegment.inference.resolve import settle
+from raysegment.inference.results import InferResult, InferResults
 from raysegment.inference.scratch import Scratch
 from raysegment.inference.sources import expand, place
 from raysegment.runtime import cluster
 
 if TYPE_CHECKING:
     from raysegment.inference.auto import Measured
-    from raysegment.inference.blend import Blend
     from raysegment.inference.image import Image
     from raysegment.model.model import Model
 
-Auto = Literal["auto"]
 Source = str | Path
-
-
-class Options(TypedDict, total=False):
-    """What decides the plan; every one may be left out."""
-
-    tile: int | None
-    overlap: int | None
-    blend: Blend
-    level: int | None
-    pixel_size: float | Literal["native"] | None
-    channels: tuple[int, ...] | None
-    region: Window | None
-    foreground: str
-    tta: Literal["none", "flip", "d4"]
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    device: Literal["auto", "cpu", "cuda"]
-    batch_size: int | Auto
-    block: int | Auto
-    max_memory: int | None
-    probabilities: bool
-    uncertainty: bool
-    on_error: Literal["fail", "skip"]
 
 
 @overload
@@ -124,7 +96,7 @@ def infer(
     started = time.monotonic()
     names = expand(source)
     places = place(names, out)
-    job = Job.open(places, model, _request(options), select)
+    job = Job.open(places, model, request_of(options), select)
     root = Path(out).absolute()
     folder = Scratch(
         Path(scratch).absolute() if scratch is not None else root.with_name(root.name + ".scratch")
@@ -144,57 +116,6 @@ def infer(
         except OSError as e:
             raise WorkError(f"{e.filename or root}: {e.strerror or e}: mend that and repeat the call") from e
     return _result(job, done, root, time.monotonic() - started, is_one=root.suffix == ".zarr")
-
-
-def plan(
-    source: Source | Sequence[Source],
-    *,
-    model: str | Path | Model,
-    workers: int | Auto = "auto",
-    select: Mapping[str, int] | None = None,
-    **options: Unpack[Options],
-) -> PlanResult:
-    """What :func:`infer` with these arguments would do: grid, tiles, memory, bytes, time. Does nothing.
-
-    A few tiles are forwarded in this process, to choose the precision and to estimate the time. Of several images,
-    the figures are the sums, and shape and block those of the first.
-    """
-    job = Job.open([(s, Path("mask.zarr")) for s in expand(source)], model, _request(options), select)
-    job.check()
-    made, measured = resolve(job, job.images, job.load())
-    count = _workers(workers, made, _itemsize(job), measured)
-    region = made.images[0].region
-    skipped = sum(_skipped(made, i, image) for i, image in enumerate(job.images))
-    reading = sum(read_bytes(made, i, image.view) for i, image in enumerate(job.images))
-    views = VIEWS[made.tta]
-    tiles = made.tiles - skipped
-    indices = range(len(made.images))
-    return PlanResult(
-        shape=(region.height, region.width),
-        tile=made.tile,
-        overlap=made.overlap,
-        block=made.block_edge(0),
-        tiles=made.tiles,
-        tiles_skipped=skipped,
-        blocks=len(made.blocks),
-        forward_passes=tiles * views,
-        forward_pixels=tiles * views * made.tile**2,
-        read_bytes=reading,
-        read_amplification=max(amplification(made, i, image) for i, image in enumerate(job.images)),
-        transcode=any(is_dear(made, i, image) for i, image in enumerate(job.images)),
-        scratch_bytes=sum(map(made.scratch_bytes, indices)),
-        output_bytes=sum(map(made.output_bytes, indices)),
-        worker_bytes=made.worker_bytes(_itemsize(job), measured.activations),
-        estimated_s=tiles * measured.tile_s / min(count, len(made.blocks)),
-        auto={
-            "precision": str(measured),
-            "device": made.device,
-            "batch_size": made.batch_size,
-            "block": made.block_edge(0),
-            "workers": count,
-            "threads": made.threads,
-        },
-    )
 
 
 def _finished(
@@ -227,7 +148,7 @@ def _work(
         from raysegment.inference.selfcheck import self_check as check
 
         check(made)
-    count = _workers(workers, made, _itemsize(job), measured)
+    count = worker_count(workers, made, itemsize_of(job), measured)
     with cluster(count):
         _flow(job, made, todo, folder, count, done, measured)
 
@@ -277,40 +198,3 @@ def _result(
         work_s=max((result.work_s for result in results), default=0.0),
         device_wait=newest[0].device_wait if newest else 0.0,
     )
-
-
-def _skipped(made: Plan, index: int, image: Image) -> int:
-    """Tiles without a foreground pixel, as far as metadata tells."""
-    if image.foreground is None:
-        return 0
-    grid = made.grids[index]
-    rows, cols = grid.y.needed, grid.x.needed
-    return sum(
-        not image.foreground.any(grid.tile_window(row, col)) for row in range(*rows) for col in range(*cols)
-    )
-
-
-def _request(options: Mapping[str, Any]) -> Request:
-    try:
-        return Request.model_validate(options)
-    except ValidationError as e:
-        first = e.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{option} {first['input']!r}: {first['msg']}") from e
-
-
-def _itemsize(job: Job) -> int:
-    return max(image.view.dtype.itemsize for image in job.images)
-
-
-def _workers(asked: int | Auto, made: Plan, itemsize: int, measured: Measured | None) -> int:
-    """Processes: one per GPU, or one per core a worker's threads take, as far as the memory goes."""
-    if asked != "auto":
-        return asked
-    if made.device == "cuda":
-        import torch
-
-        return torch.cuda.device_count()
-    cores = max(1, available_cores() // made.threads)
-    each = made.worker_bytes(itemsize, measured.activations if measured is not None else 0)
-    return max(1, min(cores, int(0.8 * available_memory()) // each))

@@ -1,0 +1,69 @@
+"""What a caller may say, as keyword arguments; and how many workers that makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from pydantic import ValidationError
+
+from raysegment.errors import UsageError
+from raysegment.geometry import Window
+from raysegment.hardware import available_cores, available_memory
+from raysegment.inference.plan import Plan
+from raysegment.inference.request import Request
+
+if TYPE_CHECKING:
+    from raysegment.inference.auto import Measured
+    from raysegment.inference.blend import Blend
+    from raysegment.inference.job import Job
+
+Auto = Literal["auto"]
+
+
+class Options(TypedDict, total=False):
+    """What decides the plan; every one may be left out."""
+
+    tile: int | None
+    overlap: int | None
+    blend: Blend
+    level: int | None
+    pixel_size: float | Literal["native"] | None
+    channels: tuple[int, ...] | None
+    region: Window | None
+    foreground: str
+    tta: Literal["none", "flip", "d4"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    device: Literal["auto", "cpu", "cuda"]
+    batch_size: int | Auto
+    block: int | Auto
+    max_memory: int | None
+    probabilities: bool
+    uncertainty: bool
+    on_error: Literal["fail", "skip"]
+
+
+def request_of(options: Mapping[str, Any]) -> Request:
+    try:
+        return Request.model_validate(options)
+    except ValidationError as e:
+        first = e.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"--{option} {first['input']!r}: {first['msg']}") from e
+
+
+def itemsize_of(job: Job) -> int:
+    return max(image.view.dtype.itemsize for image in job.images)
+
+
+def worker_count(asked: int | Auto, made: Plan, itemsize: int, measured: Measured | None) -> int:
+    """Processes: one per GPU, or one per core a worker's threads take, as far as the memory goes."""
+    if asked != "auto":
+        return asked
+    if made.device == "cuda":
+        import torch
+
+        return torch.cuda.device_count()
+    cores = max(1, available_cores() // made.threads)
+    each = made.worker_bytes(itemsize, measured.activations if measured is not None else 0)
+    return max(1, min(cores, int(0.8 * available_memory()) // each))
