@@ -8,9 +8,9 @@ What is decided: `request.py` (what is asked), `image.py` and `foreground.py` (o
 against what is there), `auto.py` (what is measured), `resolve.py` (all of it into a plan), `plan.py` (the plan),
 `selfcheck.py` (whether it holds).
 
-What is done: `run.py` (`infer`), `estimate.py` (`plan`), `options.py` (what either may be told), `flow.py` (both stages at
-once), `pipeline.py` (segmenting over Ray Data), `assembly.py` and `writing.py` (which shard may be written when, and by
-whom), `scratch.py` (the resume), `finish.py`.
+What is done: `run.py` (`infer`), `estimate.py` (`plan`), `options.py` (what either may be told), `flow.py` (both stages
+at once), `pipeline.py` (segmenting over Ray Data), `assembly.py` and `writing.py` (which shard may be written when, and
+by whom), `scratch.py` (the resume), `finish.py`.
 
 Start with `grid.py`, then `segmenter.py`, then `flow.py`.
 """

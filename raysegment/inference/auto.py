@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from raysegment import console
 from raysegment.geometry import Block
 from raysegment.hardware import has_fast_bf16, peak_memory
 from raysegment.inference.block import read_block, tiles_of
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 TOLERATED_DISAGREEMENT = 1e-3
 #: A larger batch is taken when it is at least this much faster a tile: less than that is the machine's mood.
 _WORTH = 1.05
+#: Compiling takes up to a minute in every worker: a GPU must have this many seconds of work for it to be tried.
+_COMPILE_FROM_S = 600
 _BATCHES = {"cpu": (1, 2), "cuda": (1, 2, 4, 8, 16, 32, 64)}
 
 
@@ -36,6 +39,7 @@ class Measured:
 
     precision: Precision
     batch_size: int
+    compiled: bool
     planes: int
     """Probabilities that have to be summed per pixel."""
     tile_s: float
@@ -81,9 +85,15 @@ def measure(model: Model, raster: Raster, plan: Plan, request: Request) -> Measu
             if seconds is None or tile_s is None or tile_s < _WORTH * seconds:
                 break
             batch, tile_s = larger, seconds
+    compiled = False
+    if plan.device == "cuda" and tile_s is not None and plan.tiles * tile_s > _COMPILE_FROM_S:
+        seconds = trial.compiled_tile_s(precision, batch)
+        if seconds is not None and tile_s > _WORTH * seconds:
+            compiled, tile_s = True, seconds
     return Measured(
         precision=precision,
         batch_size=batch,
+        compiled=compiled,
         planes=trial.planes,
         tile_s=tile_s or 0.0,
         activations=trial.activations * batch // plan.batch_size,
@@ -128,7 +138,18 @@ class _Trial:
 
     def tile_s(self, precision: Precision, batch: int) -> float | None:
         """Seconds a tile; None when the device's memory does not hold the batch."""
-        network = self._network(precision, batch)
+        return self._timed(self._network(precision, batch), batch)
+
+    def compiled_tile_s(self, precision: Precision, batch: int) -> float | None:
+        """The same through torch.compile; None where this machine or this network cannot be compiled."""
+        network = self._network(precision, batch, compiled=True)
+        try:
+            return self._timed(network, batch)
+        except Exception as e:  # compilers, Triton and the network's own code may fail in any way
+            console.detail(f"not compiled: {type(e).__name__}: {str(e).splitlines()[0]}")
+            return None
+
+    def _timed(self, network: Network, batch: int) -> float | None:
         self._forward(network, batch)  # the first call pays for memory and kernels
         if network.batch < batch:
             return None
@@ -136,10 +157,9 @@ class _Trial:
         self._forward(network, batch)
         return (time.perf_counter() - started) / batch
 
-    def _network(self, precision: Precision, batch: int) -> Network:
-        return Network(
-            self._model, self._plan.model_copy(update={"precision": precision, "batch_size": batch})
-        )
+    def _network(self, precision: Precision, batch: int, *, compiled: bool = False) -> Network:
+        trial = {"precision": precision, "batch_size": batch, "compiled": compiled}
+        return Network(self._model, self._plan.model_copy(update=trial))
 
     def _forward(self, network: Network, batch: int) -> torch.Tensor:
         spots = [self._spots[i % len(self._spots)] for i in range(batch)]

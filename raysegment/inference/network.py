@@ -63,6 +63,8 @@ class Network:
         if self.device.type == "cpu" and plan.precision == "fp32":
             module = fuse_relu(module)
         self.module = module.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if plan.compiled:
+            self.module = torch.compile(self.module, dynamic=False)
         self.batch = plan.batch_size
         """Tiles in one forward pass; halved for good when the device's memory does not hold them."""
         self._copies = torch.cuda.Stream() if self.device.type == "cuda" else None

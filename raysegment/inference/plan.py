@@ -85,6 +85,8 @@ class Plan(BaseModel):
     precision: Precision
     device: Device
     batch_size: int
+    compiled: bool = False
+    """Whether the network runs through torch.compile, which moves its answer by rounding."""
     threads: int
     images: tuple[ImagePlan, ...]
 

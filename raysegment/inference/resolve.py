@@ -94,6 +94,7 @@ def resolve(job: Job, todo: Sequence[Image], model: Model) -> tuple[Plan, Measur
         update={
             "precision": measured.precision,
             "batch_size": measured.batch_size,
+            "compiled": measured.compiled,
             "planes": measured.planes,
         }
     )
