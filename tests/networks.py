@@ -66,3 +66,9 @@ def convolutional(*, channels: int = 1, classes: int = 3, seed: int = 0, **spec:
         module,
         ModelSpec(classes=default_classes(classes), channels=channels, scale=1 / 64, mean=(2.0,), **spec),  # type: ignore[arg-type]
     )
+
+
+def contrasting(classes: int, seed: int = 0) -> Model:
+    """Sees the whole tile, as networks with InstanceNorm do: so tiles disagree wherever they overlap."""
+    plain = convolutional(classes=classes, seed=seed)
+    return Model(nn.Sequential(plain.module, nn.InstanceNorm2d(classes)), plain.spec)
