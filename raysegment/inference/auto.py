@@ -125,7 +125,11 @@ class _Trial:
         """Probabilities (batch, classes, tile, tile) of the first tiles; learns what the network answers with."""
         network = self._network(precision, batch)
         channels: list[int] = []
-        hook = network.module.register_forward_hook(lambda _m, _x, y: channels.append(y.shape[1]))
+        hook = network.module.register_forward_hook(
+            lambda _m, _x, y: channels.append(
+                y.shape[1] if isinstance(y, torch.Tensor) and y.ndim == 4 else 0
+            )
+        )
         before = _reset_peak(network.device)
         p = self._forward(network, batch)
         self.activations = max(self.activations, _peak(network.device) - before)

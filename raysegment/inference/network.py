@@ -142,6 +142,10 @@ class Network:
 
     def _check(self, answer: torch.Tensor, where: str) -> None:
         """The network answered what its spec says, and nothing that is no number."""
+        if not isinstance(answer, torch.Tensor):
+            raise InputError(
+                f"the network answered a {type(answer).__name__} in {where}: give one that answers a tensor alone"
+            )
         plan = self.plan
         outputs = possible_outputs(len(plan.classes), self.spec.activation)
         expected = (self.batch, plan.tile, plan.tile)
