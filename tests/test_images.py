@@ -490,9 +490,9 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, unet: Path, comma
 
 
 def test_the_least_memory_that_is_named_works(tmp_path: Path, unet: Path, command: Any) -> None:
-    source = write(tmp_path / "a.tif", noise(900, 900))
+    source = write(tmp_path / "a.tif", np.zeros((3100, 3100, 1), np.uint8))
     words = ["infer", source, "--model", unet, "--plan", "--json"]
-    fixed = ["--batch-size", 1, "--precision", "fp32"]
+    fixed = ["--batch-size", 1, "--precision", "fp32", "--block", 3000]
     free = command(*words, *fixed)[1]
     code, answer, _ = command(*words, *fixed, "--max-memory", "100M")
     assert code == 2
