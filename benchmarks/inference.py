@@ -87,6 +87,7 @@ def contest(
                 entered.remove(case)  # once is enough
                 masks.pop(case.program, None)
                 fresh(out)
+        report.write(book, args.out)  # what is measured is kept, whatever comes
     book["masks"] += [{"network": name, "size": size, **found} for found in compare(masks, source, name)]
     for mask in masks.values():
         fresh(mask)

@@ -56,7 +56,7 @@ def run(
         process = subprocess.Popen(
             command, stdout=out, stderr=err, preexec_fn=lambda: os.sched_setaffinity(0, pinned)
         )
-        with tree.watched(process.pid):
+        with _ended(process), tree.watched(process.pid):
             exit_code = process.poll()
             while exit_code is None and time.monotonic() - began < limit_s:
                 for name in [n for n, there in waiting.items() if there()]:
@@ -66,8 +66,6 @@ def run(
                     exit_code = process.wait(POLL_S)
             wall_s = time.monotonic() - began
             busy = _others_s() - busy_before
-        if exit_code is None:
-            _end(process)
         out.seek(0)
         err.seek(0)
         return Usage(
@@ -138,14 +136,19 @@ def _others_s() -> float:
     return sum(times) - idle - time.process_time()
 
 
-def _end(process: subprocess.Popen) -> None:
-    """End a command and what it started, children first noted so that none is lost with its parent."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(20)
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.kill()
-    process.wait()
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen) -> Iterator[None]:
+    """Whatever comes between, the command and what it started do not outlive this."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            process.kill()
+            process.wait()
