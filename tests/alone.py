@@ -11,8 +11,9 @@ import ray
 
 from raysegment.geometry import Block
 from raysegment.inference import flow, run
+from raysegment.inference.answer import fail_on_error, reported
 from raysegment.inference.assembly import Assembly, Shard
-from raysegment.inference.pipeline import BlockDone, SegmentActor, fail_on_error, reported
+from raysegment.inference.pipeline import BlockDone, SegmentActor
 from raysegment.inference.plan import Plan
 from raysegment.inference.scratch import Scratch
 from raysegment.inference.writing import ShardDone, _written
@@ -42,7 +43,7 @@ def _segment(
 class _Writing:
     """Writes what is handed to it before it answers."""
 
-    def __init__(self, plan: Plan, outputs: list[Outputs], scratch: Scratch) -> None:
+    def __init__(self, plan: Plan, outputs: list[Outputs], scratch: Scratch, at_once: int) -> None:
         self._context, self._ready = (plan, outputs, scratch), list[ShardDone]()
 
     def submit(self, shard: Shard, assembly: Assembly) -> None:

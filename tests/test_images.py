@@ -558,6 +558,7 @@ def test_killed_in_the_second_image_only_its_missing_blocks_are_done(
     driver = subprocess.Popen(
         [sys.executable, "-c", _TO_BE_KILLED, *map(str, (first, second, unet, out))],
         cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -71,7 +71,7 @@ class Flow:
             console.say(f"going on: {len(has)} of {len(mine)} blocks are there already")
         for outputs in (self.outputs[i] for i in self.assemblies):
             outputs.create()
-        writing = Writing(self.plan, self.outputs, self.scratch)
+        writing = Writing(self.plan, self.outputs, self.scratch, at_once=workers)
         try:
             for index, block in has:
                 self.tallies[index].resumed += 1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raysegment.inference.plan import Plan
     from raysegment.inference.request import Augmentation
     from raysegment.model.model import Model
+    from raysegment.model.spec import Activation
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Quarter turns and whether the tile is mirrored too, of every view of a tile. The tile as it is comes last: the others
@@ -138,10 +139,10 @@ class Network:
         ):
             answer = self.module(x)
         self._check(answer, where)
-        return plane_probabilities(answer, self.plan.planes, self.spec.activation)
+        return plane_probabilities(answer, self.plan.planes, self.spec.activation, where)
 
     def _check(self, answer: torch.Tensor, where: str) -> None:
-        """The network answered what its spec says, and nothing that is no number."""
+        """The network answered in the shape that its spec says."""
         if not isinstance(answer, torch.Tensor):
             raise InputError(
                 f"the network answered a {type(answer).__name__} in {where}: give one that answers a tensor alone"
@@ -158,16 +159,6 @@ class Network:
                 f"the network answered shape {tuple(answer.shape)} in {where}; its spec ({len(plan.classes)} classes, "
                 f"margin {plan.margin}) says {(self.batch, len(plan.classes), plan.tile, plan.tile)}"
             )
-        if self.spec.activation == "none":
-            low, high = (float(v) for v in answer.aminmax())
-            if not (low >= -1e-6 and high <= 1 + 1e-6):
-                raise AnswerError(
-                    f"the network's probabilities in {where} reach from {low:g} to {high:g}, not within 0 and 1"
-                )
-        elif not bool(torch.isfinite(answer.sum(dtype=torch.float32))):
-            raise AnswerError(
-                f"the network answered NaN or inf in {where}: check its weights, or use --precision fp32"
-            )
 
 
 def possible_outputs(classes: int, activation: str) -> set[int]:
@@ -175,16 +166,36 @@ def possible_outputs(classes: int, activation: str) -> set[int]:
     return {2, 1} if classes == 2 and activation != "softmax" else {classes}
 
 
-def plane_probabilities(answer: torch.Tensor, planes: int, activation: str) -> torch.Tensor:
+def plane_probabilities(
+    answer: torch.Tensor, planes: int, activation: Activation, where: str
+) -> torch.Tensor:
     """Probabilities (n, planes, h, w) float32 of a network's answer: of every class, or of the second of two alone.
 
-    softmax over two channels is the sigmoid of their difference, at a third of the cost.
+    softmax over two channels is the sigmoid of their difference, at a third of the cost. Raises AnswerError for what is
+    no number, and for probabilities that are none.
     """
     if planes == 1 and activation == "softmax":
-        return (answer[:, 1:].float() - answer[:, :1].float()).sigmoid_()
+        return _finite(answer[:, 1:].float() - answer[:, :1].float(), where).sigmoid_()
+    if activation == "none":
+        low, high = (float(v) for v in answer.aminmax())
+        if not (low >= -1e-6 and high <= 1 + 1e-6):
+            raise AnswerError(
+                f"the network's probabilities in {where} reach from {low:g} to {high:g}, not within 0 and 1"
+            )
+    else:
+        _finite(answer, where)
     if planes == 1:
         return answer.float().sigmoid() if activation == "sigmoid" else answer.float()
-    return probabilities(answer.contiguous(), activation)  # type: ignore[arg-type]
+    return probabilities(answer.contiguous(), activation)
+
+
+def _finite(logits: torch.Tensor, where: str) -> torch.Tensor:
+    """The logits; the sum of all of them tells of a single NaN or inf."""
+    if not bool(torch.isfinite(logits.sum(dtype=torch.float32))):
+        raise AnswerError(
+            f"the network answered NaN or inf in {where}: check its weights, or use --precision fp32"
+        )
+    return logits
 
 
 def _turned(x: torch.Tensor, turns: int, mirrored: bool) -> torch.Tensor:

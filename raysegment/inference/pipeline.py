@@ -74,10 +74,9 @@ class SegmentActor:
         self._opening = threading.Lock()
 
     def __call__(self, runs: dict[str, np.ndarray]) -> Iterator[Row]:
-        """Segment the blocks of one run, from left to right; tells of each as it is done."""
-        image, row, first, count = (int(runs[key][0]) for key in ("image", "row", "col", "count"))
-        for col in range(first, first + count):
-            answer = reported(self._segment, image=image, row=row, col=col)
+        """Segment the blocks of one run, in order; tells of each as it is done."""
+        for row, col in np.asarray(runs["blocks"][0]).reshape(-1, 2).tolist():
+            answer = reported(self._segment, image=int(runs["image"][0]), row=row, col=col)
             yield {key: [value] for key, value in answer.items()}
             if answer["error"]:
                 return
@@ -90,13 +89,13 @@ class SegmentActor:
                 "compute_s": 0.0,
                 "began_at": time.time(),
             }
+        segmenter = self._load()
         attempts = self.scratch.count_attempt(image, block)
         if attempts > MAX_ATTEMPTS:
             reason = f"took its worker down {MAX_ATTEMPTS} times"
             if self.plan.on_error == "fail":
                 raise WorkError(f"block {row},{col} of {self.plan.images[image].source} {reason}")
             return self._save(image, block, time.time(), self._lost(image, block, reason))
-        segmenter = self._load()
         began_at = time.time()
         try:
             raster, foreground = self._open(image)
@@ -155,33 +154,20 @@ class SegmentActor:
 
 
 def runs(missing: list[tuple[int, Block]], workers: int) -> list[Row]:
-    """The blocks cut into runs of neighbours in one row, long ones first and single blocks at the end.
+    """The blocks cut into runs of neighbours, long ones first and single blocks at the end.
 
-    A worker that goes on with the next block has half of its border decoded already; and when little is left,
-    nobody must wait for one who still has much.
+    A run goes along two rows of blocks at once, up and down: a worker that goes on with the next block has up to half
+    of its border decoded already. And when little is left, nobody must wait for one who still has much.
     """
+    order = sorted(missing, key=lambda at: (at[0], at[1].row // 2, at[1].col, at[1].row))
     found: list[Row] = []
-    left = len(missing)
-    for image, block in missing:
-        last = found[-1] if found else None
-        if (
-            last is not None
-            and (last["image"], last["row"]) == (image, block.row)
-            and last["col"] + last["count"] == block.col
-            and last["count"] < last["most"]
-        ):
-            last["count"] += 1
-        else:
-            found.append(
-                {
-                    "image": image,
-                    "row": block.row,
-                    "col": block.col,
-                    "count": 1,
-                    "most": max(1, left // (4 * workers)),
-                }
-            )
-        left -= 1
+    at, room = (-1, -1), 0
+    for done, (image, block) in enumerate(order):
+        if at != (image, block.row // 2) or room == 0:
+            at, room = (image, block.row // 2), max(1, (len(order) - done) // (4 * workers))
+            found.append({"image": image, "blocks": []})
+        found[-1]["blocks"] += [block.row, block.col]
+        room -= 1
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,20 +41,29 @@ class ShardDone:
 class Writing:
     """Hands shards to Ray as they become ready, and tells of those that are written."""
 
-    def __init__(self, plan: Plan, outputs: list[Outputs], scratch: Scratch) -> None:
+    def __init__(self, plan: Plan, outputs: list[Outputs], scratch: Scratch, at_once: int) -> None:
         self._context = ray.put((plan, outputs, scratch))
         self._task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_write)
+        self._at_once = at_once
+        """Tasks given to Ray: for more it would start more processes, each of which takes a second to begin."""
+        self._ready: deque[tuple[Shard, Window, Window | None]] = deque()
         self._running: dict[Any, Shard] = {}
 
     def submit(self, shard: Shard, assembly: Assembly) -> None:
         """Have a shard written: of level 0 from its blocks' records, above from the level before."""
-        window = assembly.window(shard)
-        source = assembly.in_image(shard) if shard.level == 0 else None
-        self._running[self._task.remote(self._context, shard, window, source)] = shard
+        self._ready.append(
+            (shard, assembly.window(shard), assembly.in_image(shard) if shard.level == 0 else None)
+        )
+        self._start()
 
     @property
     def is_busy(self) -> bool:
         return bool(self._running)
+
+    def _start(self) -> None:
+        while self._ready and len(self._running) < self._at_once:
+            shard, window, in_image = self._ready.popleft()
+            self._running[self._task.remote(self._context, shard, window, in_image)] = shard
 
     def done(self, *, wait: bool) -> Iterator[ShardDone]:
         """Shards that were written since the last call; with `wait`, at least one. Raises WorkError."""
@@ -67,10 +77,12 @@ class Writing:
         for ref in ready:
             shard, answer = self._running.pop(ref), ray.get(ref)
             fail_on_error(answer)
+            self._start()
             yield ShardDone(shard, answer["class_pixels"], answer["work_s"])
 
     def stop(self) -> None:
         """Nothing of what still waits or runs is wanted any more."""
+        self._ready.clear()
         for ref in self._running:
             ray.cancel(ref, force=False)
         self._running.clear()
