@@ -121,7 +121,6 @@ def infer(
 
     Memory does not grow with the image. The mask is the same bytes on any number of workers, and after any crash.
     """
-    from raysegment.inference import estimate, run
     from raysegment.inference.options import Options
 
     for option, asked in (("--polygons", polygons), ("--into-labels", into_labels)):
@@ -150,9 +149,13 @@ def infer(
         "on_error": on_error,
     }
     if plan:
+        from raysegment.inference import estimate
+
         return estimate.plan(source, model=model, workers=count, select=plane, **options)
     if out is None:
         raise UsageError("--out is missing: name the mask, such as --out mask.zarr (or use --plan)")
+    from raysegment.inference import run
+
     return run.infer(
         source,
         model=model,
