@@ -501,8 +501,8 @@ def errors_of(worker: SegmentActor) -> list[str]:
     """Have every block segmented, one after the other; what went wrong."""
     found = []
     for index, block in worker.plan.blocks:
-        run = {"image": index, "row": block.row, "col": block.col, "count": 1}
-        answers = list(worker({key: np.array([value]) for key, value in run.items()}))
+        run = {"image": [index], "blocks": [[block.row, block.col]]}
+        answers = list(worker({key: np.array(value) for key, value in run.items()}))
         found += [answer["error"][0] for answer in answers]
     return [error for error in found if error]
 

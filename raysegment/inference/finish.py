@@ -91,20 +91,22 @@ def finish_image(
 ) -> InferredImage:
     """Write the header, so that there is a mask, and forget the records."""
     planned, grid = plan.images[index], plan.grids[index]
-    run, failures = grid.tiles, list[Failure]()
+    skipped, failures = 0, list[Failure]()
     if planned.skip or plan.on_error == "skip":
-        records = [scratch.open_record(index, block) for block in grid.blocks()]
-        run = sum(record.tiles for record in records)
-        for block, record in zip(grid.blocks(), records, strict=True):
+        for block in grid.blocks():
+            record = scratch.open_record(index, block)
             failures += record.failures
             if record.failed:
                 failures.append(Failure(grid.extent(block), record.failed))
+            else:
+                rows, cols = grid.block_tiles(block)
+                skipped += len(rows) * len(cols) - record.tiles
     done = InferredImage(
         output=outputs.mask.path,
         shape=(planned.region.height, planned.region.width),
         class_pixels={c.name: tally.class_pixels[i] for i, c in enumerate(plan.classes)},
         tiles=grid.tiles,
-        tiles_skipped=grid.tiles - run if planned.skip else 0,
+        tiles_skipped=skipped,
         failed_regions=_regions(failures, image),
         sides=tuple(outputs.fields),
         blocks=len(grid.blocks()),

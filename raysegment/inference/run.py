@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
 from raysegment.errors import UsageError, WorkError
-from raysegment.hardware import available_cores
 from raysegment.inference.finish import InferredImage, finish_image
 from raysegment.inference.job import Job
 from raysegment.inference.options import Auto, Options, itemsize_of, request_of, worker_count
 from raysegment.inference.plan import Plan
+from raysegment.inference.resolve import settle
 from raysegment.inference.results import InferResult, InferResults
 from raysegment.inference.scratch import Scratch
 from raysegment.inference.sources import expand, place
@@ -145,17 +143,13 @@ def _work(
     done: dict[int, InferredImage],
 ) -> None:
     """Settle the plan and carry it out, in the lock; every finished image goes into `done`."""
-    # Ray mostly waits while it starts: PyTorch is loaded meanwhile.
-    threading.Thread(target=importlib.import_module, args=("raysegment.inference.auto",), daemon=True).start()
-    with cluster(available_cores() if workers == "auto" else workers):
-        from raysegment.inference.resolve import settle
+    made, measured = settle(job, list(todo.values()), folder, overwrite)
+    if self_check:
+        from raysegment.inference.selfcheck import self_check as check
 
-        made, measured = settle(job, list(todo.values()), folder, overwrite)
-        if self_check:
-            from raysegment.inference.selfcheck import self_check as check
-
-            check(made)
-        count = worker_count(workers, made, itemsize_of(job), measured)
+        check(made)
+    count = worker_count(workers, made, itemsize_of(job), measured)
+    with cluster(count):
         _flow(job, made, todo, folder, count, done, measured)
 
 

@@ -90,7 +90,7 @@ class Scratch:
 
     def limit_batch(self, batch: int) -> None:
         """Remember that no larger batch fits into a device's memory."""
-        self._put("batch", str(batch).encode())
+        self._put("batch", str(self.batch_limit(batch)).encode())
 
     def batch_limit(self, planned: int) -> int:
         """The largest batch that this run may use."""
