@@ -78,9 +78,9 @@ _HOW_TO_READ = (
     "team that was best at the smallest.",
     "- “÷ raysegment” compares times of the same round, of the whole command and of a pixel after start-up: above 1, "
     "raysegment was faster.",
-    "- Start-up ends when the network is loaded; of raysegment when the first block is begun, by the worker "
-    "that has its network loaded first. “MP/s more” is the rate of the pixels beyond those of the next smaller image: "
-    "what is paid once cancels out.",
+    "- Start-up ends when the network is loaded; of raysegment when the first block is taken in hand, "
+    "which is before its worker loads the network. “MP/s more” is the rate of the pixels beyond those of the next "
+    "smaller image: what is paid once cancels out.",
     "- The bare loop writes no mask; its rate is the network alone, without reading.",
     "- Memory is the largest sum of the proportional set sizes of all processes, looked at up to ten times a second.",
     "- Labels right: of the constant network, class 1 everywhere; of the U-Net, the synthetic scene's true forest.",

@@ -89,13 +89,15 @@ class SegmentActor:
                 "compute_s": 0.0,
                 "began_at": time.time(),
             }
-        segmenter = self._load()
-        attempts = self.scratch.count_attempt(image, block)
+        attempts = self.scratch.count_attempt(
+            image, block
+        )  # before the network: its loading may be what kills
         if attempts > MAX_ATTEMPTS:
             reason = f"took its worker down {MAX_ATTEMPTS} times"
             if self.plan.on_error == "fail":
                 raise WorkError(f"block {row},{col} of {self.plan.images[image].source} {reason}")
             return self._save(image, block, time.time(), self._lost(image, block, reason))
+        segmenter = self._load()
         began_at = time.time()
         try:
             raster, foreground = self._open(image)
