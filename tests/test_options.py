@@ -27,6 +27,7 @@ from raysegment.inference import segmenter as segmenting
 from raysegment.inference.assembly import Assembly, Shard
 from raysegment.inference.blend import Blend, window
 from raysegment.inference.foreground import Foreground, Layer
+from raysegment.inference.options import request_of
 from raysegment.inference.outcome import ONE, labels_of
 from raysegment.inference.pipeline import SegmentActor
 from raysegment.inference.plan import Plan
@@ -711,6 +712,20 @@ def test_a_spoilt_weight_fails_the_self_check(spoil: str, monkeypatch: pytest.Mo
 
 
 # ── what is written when ─────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("600M", 600 * 10**6), ("1.5 GB", 1500 * 10**6), ("2GiB", 2 << 30), ("4096", 4096), (4096, 4096)],
+)
+def test_memory_is_said_as_people_say_it(said: str | int, meant: int) -> None:
+    assert request_of({"max_memory": said}).max_memory == meant
+
+
+@pytest.mark.parametrize("said", ["much", "0", "-1G", "1Q", "G"])
+def test_memory_that_is_no_size_is_refused(said: str) -> None:
+    with pytest.raises(UsageError, match=f"--max-memory '{said}'"):
+        request_of({"max_memory": said})
 
 
 @given(data=st.data())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -143,7 +142,7 @@ def infer(
         "device": device,
         "batch_size": _auto_or_count(batch_size, "--batch-size"),
         "block": _auto_or_count(block, "--block"),
-        "max_memory": None if max_memory is None else _bytes(max_memory),
+        "max_memory": max_memory,
         "probabilities": probabilities,
         "uncertainty": uncertainty,
         "on_error": on_error,
@@ -202,12 +201,3 @@ def _channels(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isdigit() for part in parts):
         raise UsageError(f"--channels {text!r}: give indices from 0, such as 0,1,2")
     return tuple(map(int, parts))
-
-
-def _bytes(text: str) -> int:
-    """ "600M", "2G", "2GiB" or plain bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"--max-memory {text!r}: give a size such as 600M or 2G")
-    power = "kmgt".find(match[2].lower()) + 1 if match[2] else 0
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

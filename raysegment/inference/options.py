@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -31,13 +32,13 @@ class Options(TypedDict, total=False):
     pixel_size: float | Literal["native"] | None
     channels: tuple[int, ...] | None
     region: Window | None
-    foreground: str
+    foreground: str | os.PathLike[str]
     tta: Literal["none", "flip", "d4"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     device: Literal["auto", "cpu", "cuda"]
     batch_size: int | Auto
     block: int | Auto
-    max_memory: int | None
+    max_memory: int | str | None
     probabilities: bool
     uncertainty: bool
     on_error: Literal["fail", "skip"]
@@ -49,7 +50,8 @@ def request_of(options: Mapping[str, Any]) -> Request:
     except ValidationError as e:
         first = e.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{option} {first['input']!r}: {first['msg']}") from e
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"--{option} {first['input']!r}: {message[:1].lower()}{message[1:]}") from e
 
 
 def itemsize_of(job: Job) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import os
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from raysegment.errors import InputError, UsageError
 from raysegment.geometry import Window
@@ -22,6 +24,21 @@ OnError = Literal["fail", "skip"]
 BLOCK_EDGES = (1024, 2048)
 
 
+def _as_bytes(value: Any) -> Any:
+    """ "600M", "2G", "2GiB" or plain bytes, as a number."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", value.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise ValueError("give a size such as 600M or 2G")
+    power = "kmgt".find(match[2].lower()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 class Request(BaseModel):
     """What the caller asked for. None and "auto" leave the choice to the plan."""
 
@@ -35,15 +52,15 @@ class Request(BaseModel):
     channels: tuple[int, ...] | None = None
     region: Window | None = None
     """In full-resolution source pixels."""
-    foreground: str = "all"
+    foreground: Annotated[str, BeforeValidator(_as_text)] = "all"
     """"all", "auto", or the path of a mask."""
     tta: Augmentation = "none"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    max_memory: Annotated[int, Field(ge=1)] | None = None
-    """Bytes that one worker process may hold."""
+    max_memory: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_as_bytes)] = None
+    """Bytes that one worker process may hold; "2G" and the like are understood."""
     probabilities: bool = False
     uncertainty: bool = False
     on_error: OnError = "fail"

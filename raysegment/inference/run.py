@@ -86,8 +86,8 @@ def infer(
             default the model's) · channels (indices of stored channels) · region (Window in full-resolution source
             pixels) · foreground ("all", "auto", or a mask's path) · tta ("none", "flip", "d4") · precision ("auto",
             "fp32", "bf16", "fp16") · device · batch_size (tiles in one forward pass) · block (edge in pixels of what
-            a worker does at once, rounded up to whole cells) · max_memory (bytes a worker process) · probabilities,
-            uncertainty (also write them, beside the mask) · on_error ("fail", "skip").
+            a worker does at once, rounded up to whole cells) · max_memory (bytes a worker process, or "2G") ·
+            probabilities, uncertainty (also write them, beside the mask) · on_error ("fail", "skip").
 
     Raises:
         UsageError, InputError, OutputExistsError: before any work.

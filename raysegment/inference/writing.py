@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: A task whose worker died is begun again this often: a shard is written from its records, whole, every time.
 _RETRIES = 3
+#: Shards that must wait for each process that is begun for them: it takes a second, which they may not be worth.
+_WORTH_A_PROCESS = 8
 #: Up to so many, comparing with each is faster than `bincount`, which first makes every label eight bytes wide.
 _FEW_CLASSES = 64
 
@@ -45,7 +47,7 @@ class Writing:
         self._context = ray.put((plan, outputs, scratch))
         self._task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_write)
         self._at_once = at_once
-        """Tasks given to Ray: for more it would start more processes, each of which takes a second to begin."""
+        """Most tasks given to Ray at a time. It starts a process for each."""
         self._ready: deque[tuple[Shard, Window, Window | None]] = deque()
         self._running: dict[Any, Shard] = {}
 
@@ -61,7 +63,8 @@ class Writing:
         return bool(self._running)
 
     def _start(self) -> None:
-        while self._ready and len(self._running) < self._at_once:
+        wanted = min(self._at_once, 1 + len(self._ready) // _WORTH_A_PROCESS)
+        while self._ready and len(self._running) < wanted:
             shard, window, in_image = self._ready.popleft()
             self._running[self._task.remote(self._context, shard, window, in_image)] = shard
 
