@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+#: From glibc's malloc.h: the option, and where the threshold drifts to by itself in a process that frees large pieces.
+_M_MMAP_THRESHOLD = -3
+_MMAP_THRESHOLD_MAX = 32 << 20
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:
@@ -59,6 +65,20 @@ def peak_memory(status: Path = Path("/proc/self/status")) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextlib.contextmanager
+def large_pieces_mapped() -> Iterator[None]:
+    """Inside, memory of a mebibyte or more comes from the system and goes back to it, so that the process's size tells
+    what is in use. With glibc; elsewhere nothing changes."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_MAX)
 
 
 def pick_device(wish: str = "auto") -> torch.device:

@@ -26,6 +26,14 @@ WORKER_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
     "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864",
 }
+#: The same for workers that must be small: what a layer gives back goes back to the system at once. A tenth slower, and
+#: the peak is what the layers need at one time, nothing more.
+FRUGAL_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
+    "GLIBC_TUNABLES": "",
+}
 
 
 @contextlib.contextmanager

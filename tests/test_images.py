@@ -42,6 +42,7 @@ from raysegment.mask.outputs import side_path
 from raysegment.model.architectures import build
 from raysegment.model.file import load_model, save_model
 from raysegment.model.model import Model
+from raysegment.model.spec import default_classes
 from raysegment.raster import transcode as transcoding
 
 pytestmark = pytest.mark.ray
@@ -502,6 +503,26 @@ def test_the_least_memory_that_is_named_works(tmp_path: Path, unet: Path, comman
     assert code == 0
     assert answer["worker_bytes"] <= int(named[1][:-1]) * 10**6 < free["worker_bytes"]
     assert answer["block"] < free["block"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", ["600M", "1G", "2G"])
+def test_workers_keep_within_the_memory_they_are_given(
+    most: str, tmp_path: Path, command: Any, ray_cluster: None
+) -> None:
+    """A U-Net of the default width and tile, BatchNorm and all, on blocks as large as fit."""
+    torch.manual_seed(1)
+    architecture = {"name": "unet", "in_channels": 3, "out_channels": 2}
+    spec = rs.ModelSpec(
+        classes=default_classes(2), channels=3, tile=512, multiple=16, architecture=architecture
+    )
+    save_model(build(architecture), spec, model := tmp_path / "model.safetensors")
+    pixels = noise(1900, 1900, 3)
+    source, out = write(tmp_path / "a.tif", pixels), tmp_path / "m.zarr"
+    words = ["infer", source, "--model", model, "--block", 2000, "--max-memory", most, "--json"]
+    code, answer, said = command(*words, "--out", out)
+    assert code == 0, said
+    assert answer["peak_rss_bytes"] <= float(most[:-1]) * {"M": 1e6, "G": 1e9}[most[-1]]
 
 
 # ── several images ───────────────────────────────────────────────────────────────

@@ -601,24 +601,24 @@ def test_a_tile_that_never_fits_is_one_clear_line(tmp_path: Path) -> None:
     tile=st.sampled_from([256, 512, 1024]),
     cells=st.integers(2, 40),
     activations=st.integers(0, 500 << 20),
+    weights=st.integers(0, 50 << 20),
 )
 @settings(max_examples=60)
 def test_blocks_shrink_to_what_memory_holds_or_the_least_is_named(
-    memory: int, tile: int, cells: int, activations: int
+    memory: int, tile: int, cells: int, activations: int, weights: int
 ) -> None:
     image = np.broadcast_to(np.uint16(0), (90_000, 90_000, 4))
     model = convolutional(channels=4)
     asked = make_plan(model, image, tile=tile, overlap=tile // 8, cells_per_block=cells)
-    measured: Any = SimpleNamespace(activations=activations)
+    measured: Any = SimpleNamespace(activations=activations, weights=weights)
     todo: Any = [SimpleNamespace(view=ArrayRaster(np.zeros((1, 1, 1), np.uint16)))]
 
     def size(plan: Plan) -> int:
-        return plan.worker_bytes(2, activations)
+        return plan.worker_bytes(2, activations, weights)
 
-    def with_cells(plan: Plan, cells: int) -> Plan:
-        return plan.model_copy(
-            update={"images": (plan.images[0].model_copy(update={"cells_per_block": cells}),)}
-        )
+    def made(cells: int, frugal: bool = False) -> Plan:
+        image = asked.images[0].model_copy(update={"cells_per_block": cells})
+        return asked.model_copy(update={"images": (image,), "frugal": frugal})
 
     try:
         plan = _fitted(asked, todo, measured, memory)
@@ -627,15 +627,15 @@ def test_blocks_shrink_to_what_memory_holds_or_the_least_is_named(
         assert named is not None
         assert int(named[1]) * 10**6 > memory
         plan = _fitted(asked, todo, measured, int(named[1]) * 10**6)
-        assert (
-            1.04 < int(named[1]) * 10**6 / size(with_cells(asked, 2)) < 1.15
-        )  # measured a little otherwise, it fits
+        least = size(made(2, frugal=True))
+        assert 1.04 < int(named[1]) * 10**6 / least < 1.15  # measured a little otherwise, it fits
         assert size(plan) <= int(named[1]) * 10**6
         return
     used = plan.images[0].cells_per_block
     assert size(plan) <= memory
-    assert used == cells or size(with_cells(plan, used + 1)) > memory
-    assert with_cells(plan, cells) == asked
+    assert used == cells or size(made(used + 1, plan.frugal)) > memory
+    assert not plan.frugal or size(made(2)) > memory
+    assert plan == made(used, plan.frugal)
 
 
 # ── names ────────────────────────────────────────────────────────────────────────

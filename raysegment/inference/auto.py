@@ -11,7 +11,7 @@ import torch
 
 from raysegment import console
 from raysegment.geometry import Block
-from raysegment.hardware import has_fast_bf16, peak_memory
+from raysegment.hardware import has_fast_bf16, large_pieces_mapped, peak_memory
 from raysegment.inference.block import read_block, tiles_of
 from raysegment.inference.network import Network, possible_outputs
 from raysegment.inference.plan import VIEWS
@@ -45,7 +45,9 @@ class Measured:
     tile_s: float
     """Seconds of one tile's forward passes, on one worker's threads or its GPU."""
     activations: int
-    """Bytes that one forward pass of a batch takes, above what the process held before."""
+    """Bytes that one forward pass of a batch takes at one time, above what the process held before."""
+    weights: int
+    """Bytes of the network's parameters."""
     forward_pixels: int
     agreement: Agreement | None
     """Of bf16 with fp32; None where only one was tried."""
@@ -97,6 +99,7 @@ def measure(model: Model, raster: Raster, plan: Plan, request: Request) -> Measu
         planes=trial.planes,
         tile_s=tile_s or 0.0,
         activations=trial.activations * batch // plan.batch_size,
+        weights=sum(p.numel() * p.element_size() for p in model.module.parameters()),
         forward_pixels=trial.forward_pixels,
         agreement=agreement,
     )
@@ -130,9 +133,10 @@ class _Trial:
                 y.shape[1] if isinstance(y, torch.Tensor) and y.ndim == 4 else 0
             )
         )
-        before = _reset_peak(network.device)
-        p = self._forward(network, batch)
-        self.activations = max(self.activations, _peak(network.device) - before)
+        with large_pieces_mapped():  # what this process has used before must not pass for what is free now
+            before = _reset_peak(network.device)
+            p = self._forward(network, batch)
+            self.activations = max(self.activations, _peak(network.device) - before)
         hook.remove()
         classes, activation = len(self._plan.classes), self._model.spec.activation
         if classes == 2 and (activation == "softmax" or channels[0] == 1):

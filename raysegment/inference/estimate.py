@@ -56,7 +56,7 @@ def plan(
         transcode=any(is_dear(made, i, image) for i, image in enumerate(job.images)),
         scratch_bytes=sum(map(made.scratch_bytes, indices)),
         output_bytes=sum(map(made.output_bytes, indices)),
-        worker_bytes=made.worker_bytes(itemsize_of(job), measured.activations),
+        worker_bytes=made.worker_bytes(itemsize_of(job), measured.activations, measured.weights),
         estimated_s=tiles * measured.tile_s / min(count, len(made.blocks)),
         auto={
             "precision": str(measured),

@@ -67,5 +67,6 @@ def worker_count(asked: int | Auto, made: Plan, itemsize: int, measured: Measure
 
         return torch.cuda.device_count()
     cores = max(1, available_cores() // made.threads)
-    each = made.worker_bytes(itemsize, measured.activations if measured is not None else 0)
+    taken = (measured.activations, measured.weights) if measured is not None else (0, 0)
+    each = made.worker_bytes(itemsize, *taken)
     return max(1, min(cores, int(0.8 * available_memory()) // each))

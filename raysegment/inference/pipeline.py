@@ -27,7 +27,7 @@ from raysegment.geometry import Block
 from raysegment.inference.answer import Row, fail_on_error, reported
 from raysegment.inference.plan import BLOCKS_IN_HAND, Plan
 from raysegment.inference.scratch import MAX_ATTEMPTS, Scratch
-from raysegment.runtime import WORKER_ENVIRONMENT
+from raysegment.runtime import FRUGAL_ENVIRONMENT, WORKER_ENVIRONMENT
 
 if TYPE_CHECKING:
     from raysegment.inference.foreground import Foreground
@@ -194,7 +194,7 @@ def segment(
             max_concurrent_calls_per_actor=in_hand,
             enable_true_multi_threading=in_hand > 1,
         ),
-        **_environment(),
+        **_environment(plan),
         **resources,
     )
     with contextlib.closing(rows):
@@ -228,9 +228,11 @@ def _answers(dataset: ray.data.Dataset) -> Rows:
             yield from table.to_pylist()
 
 
-def _environment() -> dict[str, Any]:
+def _environment(plan: Plan) -> dict[str, Any]:
     """What the workers' processes must be started with, where Ray was not started with it."""
-    missing = {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in os.environ}
+    wanted = FRUGAL_ENVIRONMENT if plan.frugal else WORKER_ENVIRONMENT
+    given = {} if plan.frugal else os.environ
+    missing = {key: value for key, value in wanted.items() if key not in given}
     return {"runtime_env": {"env_vars": missing}} if missing else {}
 
 

@@ -24,7 +24,12 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["cpu", "cuda"]
 
 #: What a worker holds before its first block: Python, Ray, torch and their libraries (measured, resident).
-WORKER_BASE_BYTES = 450 << 20
+WORKER_BASE_BYTES = 415 << 20
+#: How often a worker holds the weights while it loads them: as they come, as a module, folded and packed.
+_WEIGHTS_HELD = 3
+#: What a process grows to that keeps what the layers give back, in what they need at one time (measured): freed pieces
+#: do not always fit the next layer.
+_KEPT = 3
 #: Blocks that one worker holds at once. Beside a GPU, one computes while the next is read and the last is written;
 #: a CPU worker has one core, and reading would only take turns with the network, in twice the memory.
 BLOCKS_IN_HAND = {"cpu": 1, "cuda": 3}
@@ -88,6 +93,8 @@ class Plan(BaseModel):
     compiled: bool = False
     """Whether the network runs through torch.compile, which moves its answer by rounding."""
     threads: int
+    frugal: bool = False
+    """Whether workers give memory back between the layers of the network: smaller and slower."""
     images: tuple[ImagePlan, ...]
 
     @property
@@ -151,11 +158,13 @@ class Plan(BaseModel):
         )
         return int(self.images[index].region.area * per_pixel)
 
-    def worker_bytes(self, itemsize: int, activations: int) -> int:
-        """Memory of one worker: of block, tile and class count alone, never of the image.
+    def worker_bytes(self, itemsize: int, activations: int, weights: int) -> int:
+        """Memory of one worker: of network, block, tile and class count alone, never of the image.
 
-        `itemsize`: bytes of a stored sample; `activations`: bytes that one forward pass of a batch takes.
+        `itemsize`: bytes of a stored sample; `activations`: bytes that one forward pass of a batch takes at one time;
+        `weights`: bytes of the network's parameters.
         """
+        network = round(activations * (1 if self.frugal else _KEPT)) + _WEIGHTS_HELD * weights
         edge = max(map(self.block_edge, range(len(self.images))))
         seen, in_hand = edge + self.overlap + 2 * self.margin, BLOCKS_IN_HAND[self.device]
         pixels = seen**2 * max(image.shape[2] for image in self.images) * itemsize * in_hand * 2
@@ -163,7 +172,7 @@ class Plan(BaseModel):
         rims = 4 * self.overlap * seen * self.sums * 4 * in_hand * 2
         per_pixel = self.label_dtype.itemsize + self.probabilities * len(self.classes) + self.uncertainty + 2
         labels = edge**2 * per_pixel * in_hand
-        return WORKER_BASE_BYTES + DECODED.most_bytes + activations + pixels + sums + rims + labels
+        return WORKER_BASE_BYTES + DECODED.most_bytes + network + pixels + sums + rims + labels
 
     def recipe(self, image: ImagePlan) -> dict[str, Any]:
         """What decides the values of an image's mask; block, batch and threads do not."""

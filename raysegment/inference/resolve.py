@@ -106,28 +106,31 @@ def resolve(job: Job, todo: Sequence[Image], model: Model) -> tuple[Plan, Measur
 
 
 def _fitted(plan: Plan, todo: Sequence[Image], measured: Measured, max_memory: int | None) -> Plan:
-    """The plan with blocks small enough for `max_memory`. Raises UsageError naming the least that works."""
-    itemsize = max(image.view.dtype.itemsize for image in todo)
-    if max_memory is None or plan.worker_bytes(itemsize, measured.activations) <= max_memory:
+    """The plan with blocks small enough for `max_memory`, or else with workers that keep nothing between layers.
+
+    Raises UsageError naming the least that works.
+    """
+    if max_memory is None:
         return plan
-    least = least_cells(plan.tile, plan.overlap)
-    for cells in range(max(image.cells_per_block for image in plan.images) - 1, least - 1, -1):
-        smaller = _with_cells(plan, cells)
-        if smaller.worker_bytes(itemsize, measured.activations) <= max_memory:
+    itemsize = max(image.view.dtype.itemsize for image in todo)
+    cells = range(max(i.cells_per_block for i in plan.images), least_cells(plan.tile, plan.overlap) - 1, -1)
+    need = 0
+    for smaller in (_made_small(plan, n, frugal) for frugal in (False, True) for n in cells):
+        need = smaller.worker_bytes(itemsize, measured.activations, measured.weights)
+        if need <= max_memory:
             return smaller
-    need = _MEMORY_SWAY * _with_cells(plan, least).worker_bytes(itemsize, measured.activations)
     raise UsageError(
         f"--max-memory {readable_bytes(max_memory)} is too small for one tile of {plan.tile} px: "
-        f"the least that works is {ceil(need / 10**7) * 10}M, or choose a smaller --tile"
+        f"the least that works is {ceil(_MEMORY_SWAY * need / 10**7) * 10}M, or choose a smaller --tile"
     )
 
 
-def _with_cells(plan: Plan, cells: int) -> Plan:
+def _made_small(plan: Plan, cells: int, frugal: bool) -> Plan:
     images = tuple(
         image.model_copy(update={"cells_per_block": min(cells, image.cells_per_block)})
         for image in plan.images
     )
-    return plan.model_copy(update={"images": images})
+    return plan.model_copy(update={"images": images, "frugal": frugal})
 
 
 def amplification(plan: Plan, index: int, image: Image) -> float:
