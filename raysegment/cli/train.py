@@ -23,6 +23,11 @@ class Augment(StrEnum):
     strong = "strong"
 
 
+class Sampling(StrEnum):
+    uniform = "uniform"
+    balanced = "balanced"
+
+
 class Norm(StrEnum):
     batch = "batch"
     group = "group"
@@ -81,6 +86,13 @@ def train(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows per step, of all workers together.")] = 8,
     tile: Annotated[int | None, typer.Option(help="Edge of a window in px. Default: 256 or less.")] = None,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option(help="Resample to this, in the images' own unit (µm or CRS units). Default: as stored."),
+    ] = None,
+    sampling: Annotated[
+        Sampling, typer.Option(help="balanced: a third of the windows shows a rarer class.")
+    ] = Sampling.uniform,
     lr: Annotated[float, typer.Option(help="Highest learning rate (AdamW).")] = 3e-3,
     schedule: Annotated[Schedule, typer.Option(help="How the learning rate falls.")] = Schedule.cosine,
     warmup: Annotated[
@@ -128,6 +140,8 @@ def train(
         steps_per_epoch=steps_per_epoch,
         batch_size=batch_size,
         tile=tile,
+        pixel_size=pixel_size,
+        sampling=sampling.value,
         lr=lr,
         schedule=schedule.value,
         warmup=warmup,

@@ -57,6 +57,18 @@ def choose_sampling(
     return None, None
 
 
+def asked_pixel_size(raster: Raster, pixel_size: float) -> PixelSize:
+    """`pixel_size`, an edge length in the image's own unit, as :attr:`Raster.pixel_size` would say it.
+
+    Raises UsageError for an image that does not say its own.
+    """
+    own, said = _own(raster), raster.pixel_size
+    if own is None or said is None:
+        raise UsageError(f"--pixel-size {pixel_size:g} cannot be met: {raster.path} does not say its own")
+    edge = pixel_size * said[0] / own[0]
+    return edge, edge, said[2]
+
+
 def snap_region(region: Window, full: Size, target: Size) -> Window:
     """Full-resolution pixels as pixels of a grid of `target` size: every one that `region` touches."""
     return rescaled(region, full, target)
@@ -109,22 +121,23 @@ def _as_trained(raster: Raster, trained: PixelSize) -> tuple[Sampling | None, st
             f"pixel sizes cannot be compared (model: {learned}, image: {_shown(*here)}): read as stored"
         )
     what = f"the pixel size the model learned at, {learned}, on pixels of {_shown(*own, unit)},"
-    sampling = _fitting(raster, own[0] / wanted[0], own[1] / wanted[1], what)
+    unasked = ", or read it as stored with --pixel-size native"
+    sampling = _fitting(raster, own[0] / wanted[0], own[1] / wanted[1], what, unasked)
     said = _how(raster, sampling, own, wanted, unit)
     return sampling, said and f"{said}, the pixel size the model learned at"
 
 
-def _fitting(raster: Raster, y: float, x: float, what: str) -> Sampling | None:
+def _fitting(raster: Raster, y: float, x: float, what: str, otherwise: str = "") -> Sampling | None:
     """The grid of `y`, `x` times the image's pixels, from the coarsest stored level that is as fine.
 
-    Raises UsageError, which begins with `what`, where it would hold no pixel, or absurdly many.
+    Raises UsageError, which begins with `what` and ends with `otherwise`, where it would hold no pixel, or absurdly
+    many.
     """
     full = raster.levels[0]
     height, width = full.height * y, full.width * x
     if not (max(height, width) < _MOST_PIXELS and min(height, width) >= 0.5):
         raise UsageError(
-            f"{what} would make {raster.path} {height:.3g} × {width:.3g} px: "
-            "check the unit, or read it as stored with --pixel-size native"
+            f"{what} would make {raster.path} {height:.3g} × {width:.3g} px: check the unit{otherwise}"
         )
     size = Size(round(height), round(width))
     fine = 0

@@ -8,6 +8,7 @@ whatever their borders. Which level and which size: resolution.py.
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,27 +51,31 @@ class Sampling(BaseModel):
         return size
 
 
-def sampled(raster: Raster, sampling: Sampling | None) -> Raster:
-    """A view of `raster` on the grid of `sampling`; None: `raster` itself, and so for its own level 0."""
+def sampled(raster: Raster, sampling: Sampling | None, *, labels: bool = False) -> Raster:
+    """A view of `raster` on the grid of `sampling`; None: `raster` itself, and so for its own level 0.
+
+    `labels`: the pixels are names, of which no mean is made: each is the one under the target pixel's centre.
+    """
     if sampling is None or (sampling.level == 0 and sampling.size == raster.levels[0]):
         return raster
-    return SampledRaster(raster, sampling)
+    return SampledRaster(raster, sampling, labels=labels)
 
 
 class SampledRaster:
     """A Raster on another grid; see :class:`raysegment.raster.protocol.Raster`, and :func:`sampled`.
 
-    Area means where the grid is coarser than the level read, bilinear where it is finer, the nearest pixel of a
-    palette image; a grid of the level's own size gives its pixels untouched. Stored levels coarser than the
-    grid follow as its further levels. As thread-safe as the raster beneath, which :meth:`close` closes.
+    Area means where the grid is coarser than the level read, bilinear where it is finer, the nearest pixel of
+    labels and of a palette image; a grid of the level's own size gives its pixels untouched. Stored levels coarser
+    than the grid follow as its further levels. As thread-safe as the raster beneath, which :meth:`close` closes.
 
     Raises ValueError for a level that the raster lacks.
     """
 
-    def __init__(self, raster: Raster, sampling: Sampling) -> None:
+    def __init__(self, raster: Raster, sampling: Sampling, *, labels: bool = False) -> None:
         if sampling.level >= len(raster.levels):
             raise ValueError(f"{raster.path} has {len(raster.levels)} levels, none numbered {sampling.level}")
-        self.raster, self.sampling = raster, sampling
+        self.raster, self.sampling, self.labels = raster, sampling, labels
+        self._picks = labels or raster.palette is not None
         self._size, self._stored_size = sampling.size, raster.levels[sampling.level]
         further = [
             n
@@ -151,7 +156,7 @@ class SampledRaster:
         self.raster.close()
 
     def __reduce__(self) -> tuple[Callable[..., Raster], tuple[Raster, Sampling]]:
-        return SampledRaster, (self.raster, self.sampling)
+        return partial(SampledRaster, labels=self.labels), (self.raster, self.sampling)
 
     def made(self, window: Window, lost: list[Failure] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Pixels of the window and where they have data, for :meth:`read` and :func:`read_what_can_be`.
@@ -159,7 +164,7 @@ class SampledRaster:
         With `lost`, stored chunks that cannot be read have no data, and are added to it. Otherwise raises
         ReadError.
         """
-        kind = taps if self.palette is None else nearest
+        kind = nearest if self._picks else taps
         rows = kind(window.y, window.bottom, self._size.height, self._stored_size.height)
         cols = kind(window.x, window.right, self._size.width, self._stored_size.width)
         out = np.empty((*window.size, self.shape[2]), self.dtype)
@@ -167,7 +172,7 @@ class SampledRaster:
         held = max(_LEAST_HELD_PIXELS, window.area)
         for done, ready, pixels, valid, top in self._stored_bands(rows, cols, held, lost):
             part = rows.part(done, ready, origin=top), cols.part(0, len(cols), origin=cols.start)
-            if self.palette is not None:
+            if self._picks:
                 made, has = picked(pixels, valid, *part)
             else:
                 made, has = averaged(pixels, valid, *part, fill=self._fill, alpha=self.alpha)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from raysegment.geometry import Window
-from raysegment.training.windows import Sample, WindowReader, WindowSampler
+from raysegment.training.windows import Sample, Sampler, WindowReader
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
@@ -41,7 +41,7 @@ def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
     )
 
 
-def load_batch(reader: WindowReader, sampler: WindowSampler, around: int, indices: Sequence[int]) -> Batch:
+def load_batch(reader: WindowReader, sampler: Sampler, around: int, indices: Sequence[int]) -> Batch:
     """Samples of the run, each window with `around` pixels more on every side."""
     draws = [sampler.draw(i) for i in indices]
     return collate([reader.read(d.scene, widen(d.window, around)) for d in draws], indices)

@@ -16,6 +16,7 @@ import numpy as np
 from raysegment.errors import InputError
 from raysegment.geometry import Size, Window
 from raysegment.raster import PixelSize, Raster, open_raster
+from raysegment.raster.sampling import Sampling
 
 #: Files that stand beside images without being images.
 _SIDECARS = frozenset(
@@ -35,6 +36,9 @@ class Scene:
     image: str
     mask: str
     size: Size
+    """Of the grid that both are read on."""
+    sampling: Sampling | None = None
+    """How the image is read on that grid; None: as stored."""
 
 
 @dataclass(frozen=True, slots=True)

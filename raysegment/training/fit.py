@@ -39,6 +39,8 @@ def train(
     steps_per_epoch: int | None = None,
     batch_size: int = 8,
     tile: int | None = None,
+    pixel_size: float | None = None,
+    sampling: Literal["uniform", "balanced"] = "uniform",
     lr: float = 3e-3,
     schedule: Literal["constant", "cosine", "poly"] = "cosine",
     warmup: int | None = None,
@@ -61,7 +63,9 @@ def train(
     """Train a U-Net on `data`, a folder with ``images/`` and ``masks/``, and write the run to the folder `out`.
 
     `val`: the share of the images (the last by name), or another folder, to validate on. `batch_size` is that
-    of all `workers` together; the result does not depend on how many share it. Options that are None are found
+    of all `workers` together; the result does not depend on how many share it. `pixel_size`: in the images' own
+    unit, to which they are resampled and which the model remembers. `sampling`: balanced draws a third of each
+    batch's windows around pixels of the classes that hold less than an equal share. Options that are None are found
     from the data. Called again with the same data and options, an unfinished run goes on from its last
     checkpoint, exactly, and a finished one is returned.
 
@@ -71,6 +75,7 @@ def train(
     settings = Settings.of(
         {
             "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch_size": batch_size, "tile": tile,
+            "pixel_size": pixel_size, "sampling": sampling,
             "lr": lr, "schedule": schedule, "warmup": warmup, "loss": loss, "class_weights": class_weights,
             "augment": augment, "base_width": base_width, "depth": depth, "norm": norm, "padding": padding,
             "dropout": dropout, "precision": precision, "ema": ema, "metric": metric, "seed": seed,
@@ -236,9 +241,12 @@ def _check_room(workers: int, threads: int, gpus: bool) -> None:
 def _outline(job: Job, workers: int, *, resumed: bool) -> str:
     """What is about to happen, in one line."""
     s = job.settings
+    changed = sum(scene.sampling is not None for scene in (*job.train, *job.val))
+    resampled = f", {changed} of them resampled to {s.pixel_size:g}" if changed else ""
     held = " … ".join(dict.fromkeys((job.val[0].name, job.val[-1].name)))
     return (
-        f"{'go on to train' if resumed else 'train'} on {len(job.train)} images, validate on {len(job.val)} ({held}): "
+        f"{'go on to train' if resumed else 'train'} on {len(job.train)} images, validate on {len(job.val)} ({held})"
+        f"{resampled}: "
         f"{s.epochs} × {s.steps_per_epoch} steps of {s.batch_size} windows of {s.tile} px, {s.precision}, "
         f"workers: {workers}"
     )

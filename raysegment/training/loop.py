@@ -19,6 +19,7 @@ from raysegment.model.file import load_model
 from raysegment.model.model import normalise
 from raysegment.model.spec import ModelSpec
 from raysegment.training.augment import augment, context
+from raysegment.training.balance import BalancedSampler, ClassIndex
 from raysegment.training.batches import Batch, load_batch, read_ahead
 from raysegment.training.dataset import Scene
 from raysegment.training.keeper import Keeper, json_line
@@ -29,7 +30,7 @@ from raysegment.training.settings import Resolved
 from raysegment.training.thresholds import choose
 from raysegment.training.validate import Validator, spread, views
 from raysegment.training.verdict import constant_answer
-from raysegment.training.windows import WindowReader, WindowSampler
+from raysegment.training.windows import Sampler, WindowReader, WindowSampler
 
 #: Views that are answered after each epoch; the end of the run answers all.
 _VIEWS_PER_EPOCH = 256
@@ -51,6 +52,8 @@ class Job:
     weights: tuple[float, ...] | None
     """Per class, for the loss."""
     run: RunFolder
+    index: ClassIndex | None = None
+    """Where the rarer classes are, if windows are drawn around them."""
 
 
 @dataclass
@@ -87,7 +90,9 @@ class _Worker:
         self.job, self.workers, self.device, self.settings = job, workers, device, s
         assert job.spec.architecture is not None
         self.learner = Learner(s, job.spec.architecture, job.prior, job.weights, workers, device)
-        self.sampler = WindowSampler([scene.size for scene in job.train], s.tile, s.seed)
+        self.sampler: Sampler = WindowSampler([scene.size for scene in job.train], s.tile, s.seed)
+        if job.index is not None:
+            self.sampler = BalancedSampler(self.sampler, job.index, s.batch_size)
         self.reader = WindowReader(job.train, job.channels, job.classes)
         self.views = views([scene.size for scene in job.val], s.tile)
         self.validator = Validator(

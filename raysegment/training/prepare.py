@@ -15,17 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raysegment import console
 from raysegment.classes import ClassMap
 from raysegment.errors import UsageError
 from raysegment.hardware import available_cores, has_fast_bf16, pick_device
 from raysegment.model.architectures import margin, multiple
 from raysegment.model.spec import Class, ModelSpec
+from raysegment.raster import PixelSize
+from raysegment.training.balance import ClassIndex, rarer
+from raysegment.training.class_index import class_index
 from raysegment.training.dataset import Format, Scene, common_format, find_scenes, identity, split
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
+from raysegment.training.resolution import at_pixel_size
 from raysegment.training.run import RunFolder
 from raysegment.training.settings import Resolved, Settings, check_tile, resolve
 from raysegment.training.survey import Survey, survey
+from raysegment.training.windows import WindowReader
 
 #: "balanced" weighs no class more than this many times the average.
 _HEAVIEST = 20.0
@@ -40,6 +46,10 @@ class Request:
     val: tuple[Scene, ...]
     classes: Path | None
     fingerprint: str
+    identity: str
+    """Of the training scenes' contents."""
+    pixel_size: PixelSize | None
+    """The one that was asked for, as the model says it."""
 
 
 def request(settings: Settings, data: Path, val: str | float, classes: Path | None) -> Request:
@@ -49,15 +59,20 @@ def request(settings: Settings, data: Path, val: str | float, classes: Path | No
     found = find_scenes(data)
     fraction = _fraction(val)
     train, held = split(found, fraction) if fraction is not None else (found, find_scenes(str(val)))
+    pixel_size = None
+    if settings.pixel_size is not None:
+        both, pixel_size = at_pixel_size([*train, *held], settings.pixel_size)
+        train, held = both[: len(train)], both[len(train) :]
     given = None if classes is None else ClassMap.load(classes)
+    content = identity(train)
     told = {
         "settings": settings.model_dump(),
         "classes": None if given is None else [given.names, sorted(given.codes.items())],
-        "train": identity(train),
+        "train": content,
         "val": identity(held),
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return Request(settings, train, held, classes, digest)
+    return Request(settings, train, held, classes, digest, content, pixel_size)
 
 
 def prepare(asked: Request) -> dict[str, Any]:
@@ -86,7 +101,7 @@ def prepare(asked: Request) -> dict[str, Any]:
         tile=settings.tile,
         multiple=multiple(architecture),
         margin=margin(architecture),
-        pixel_size=fmt.pixel_size,
+        pixel_size=asked.pixel_size or fmt.pixel_size,
         architecture=architecture,
         provenance={"data": asked.fingerprint, **_versions()},
     )
@@ -111,16 +126,18 @@ def job_of(record: dict[str, Any], asked: Request, run: RunFolder) -> Job:
     spec = ModelSpec.model_validate(record["spec"])
     codes = {int(code): index for code, index in record["codes"].items()}
     weights = record["class_weights"]
+    classes = ClassMap(tuple(spec.classes), codes, source="the training masks")
     return Job(
         settings=Resolved.model_validate(record["settings"]),
         spec=spec,
-        classes=ClassMap(tuple(spec.classes), codes, source="the training masks"),
+        classes=classes,
         channels=tuple(record["channels"]),
         train=asked.train,
         val=asked.val,
         prior=tuple(record["prior"]),
         weights=None if weights is None else tuple(weights),
         run=run,
+        index=_index(record, asked, run, classes),
     )
 
 
@@ -133,6 +150,17 @@ def coding_text(record: dict[str, Any]) -> str:
         value = c.value if isinstance(c.value, int) else "#" + "".join(f"{v:02x}" for v in c.value or ())
         parts.append(f"{value} → {c.name} ({share:.1%})")
     return ", ".join(parts)
+
+
+def _index(record: dict[str, Any], asked: Request, run: RunFolder, classes: ClassMap) -> ClassIndex | None:
+    if asked.settings.sampling == "uniform":
+        return None
+    shares = record["data"]["class_shares"]
+    reader = WindowReader(asked.train, tuple(record["channels"]), classes)
+    index = class_index(run.class_index, reader, rarer(tuple(shares.values())), asked.identity)
+    if not len(index.groups):
+        console.warn("--sampling balanced: no class is rarer than others, so windows are drawn uniformly")
+    return index
 
 
 def _fraction(val: str | float) -> float | None:

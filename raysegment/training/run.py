@@ -67,6 +67,11 @@ class RunFolder:
         return self.root / "last" / "failure.json"
 
     @property
+    def class_index(self) -> Path:
+        """Where the rarer classes are in the training masks. Of these alone, so another run here may use it."""
+        return self.root / "last" / "class_index.safetensors"
+
+    @property
     def ray(self) -> Path:
         """Ray Train's own files; gone when the run ends."""
         return self.root / "last" / "ray"

@@ -29,6 +29,9 @@ class Settings(BaseModel):
     """Of all workers together."""
     tile: int | None = Field(default=None, ge=1)
     """Edge of the pixels that are learned from, of one window."""
+    pixel_size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Edge of a pixel in the images' own unit. None: as stored."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
     lr: float = Field(default=3e-3, gt=0)
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
     warmup: int | None = Field(default=None, ge=0)

@@ -22,6 +22,7 @@ from raysegment.geometry import Window
 from raysegment.raster import Raster, open_raster
 from raysegment.training.coding import Code, FileCodes, count_codes, infer, kind_of, told
 from raysegment.training.dataset import Format, Scene, blocks
+from raysegment.training.resolution import open_image
 
 #: About a minute of decoding.
 AFFORDABLE_PX = 1 << 30
@@ -97,7 +98,7 @@ def _refuse_unknown(
 
 
 def _measure(scene: Scene, fmt: Format, moments: Sequence[_Moments], every: int) -> None:
-    image = open_raster(scene.image)
+    image = open_image(scene)
     for window in _some(image, every):
         pixels = image.read(window)
         valid = image.valid(window, pixels)

@@ -7,8 +7,10 @@ workers share them, and where a run stands is one integer.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +18,8 @@ from raysegment.classes import ClassMap
 from raysegment.errors import InputError
 from raysegment.geometry import Size, Window, mirror
 from raysegment.raster import Raster, open_raster
-from raysegment.training.dataset import Scene, usable
+from raysegment.training.dataset import Scene, blocks, usable
+from raysegment.training.resolution import open_image, open_mask
 from raysegment.training.survey import mask_valid
 
 #: Target of a pixel that is neither learned nor scored.
@@ -38,8 +41,16 @@ class Draw:
     """The pixels that are learned; it may stick out of the scene."""
 
 
+class Sampler(Protocol):
+    """What decides which windows a run shows."""
+
+    def draw(self, index: int) -> Draw:
+        """Sample `index` of the run."""
+        ...
+
+
 class WindowSampler:
-    """Draws tiles uniformly over the pixels of all scenes.
+    """Draws tiles uniformly over the pixels of all scenes, each in logarithmic time.
 
     A tile may stick out of its scene by an eighth: the mirrored rim that inference shows the network is
     then part of what it learned, and pixels at the edge are seen more often than never.
@@ -55,12 +66,13 @@ class WindowSampler:
         rng = np.random.default_rng((self.seed, 0, index))
         scene = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         scene = min(scene, len(self.sizes) - 1)  # the last sum may fall short of 1 by rounding
-        y, x = (self._place(rng, length) for length in self.sizes[scene])
+        y, x = (int(rng.integers(*self.starts(n), endpoint=True)) for n in self.sizes[scene])
         return Draw(index, scene, Window(y=y, x=x, height=self.tile, width=self.tile))
 
-    def _place(self, rng: np.random.Generator, length: int) -> int:
+    def starts(self, length: int) -> tuple[int, int]:
+        """The first and the last place where a tile may start along an axis of `length` pixels."""
         low, high = sorted((-(self.tile // 8), length - self.tile + self.tile // 8))
-        return int(rng.integers(low, high, endpoint=True))
+        return low, high
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +105,18 @@ class WindowReader:
         found = self._decode(scene, hull) if whole is None else _cut(whole, hull.slices())
         return found if index is None else _cut(found, index)
 
+    def targets(self, scene: int) -> Iterator[tuple[Window, np.ndarray]]:
+        """All targets of a scene, (h, w) uint8 as :meth:`read` gives them, block by block, each pixel once.
+
+        The image is read only where it can lack data. Raises as :meth:`read` does.
+        """
+        paths = self.scenes[scene]
+        with closing(open_image(paths)) as image, closing(open_mask(paths)) as mask:
+            gaps = _can_lack_data(image, paths)
+            for window in blocks(mask):
+                valid = image.valid(window, image.read(window)) if gaps else None
+                yield window, self._target(paths, mask, window, valid)
+
     def _whole(self, scene: int) -> Sample:
         if scene in self._cache:
             self._cache.move_to_end(scene)
@@ -109,27 +133,42 @@ class WindowReader:
 
     def _decode(self, scene: int, window: Window) -> Sample:
         paths = self.scenes[scene]
-        image, mask = self._opened(paths.image), self._opened(paths.mask)
+        image, mask = self._opened(paths.image, paths, open_image), self._opened(paths.mask, paths, open_mask)
         stored = image.read(window)
         valid = image.valid(window, stored)
+        target = self._target(paths, mask, window, valid)
         if valid is None:
             valid = np.ones(stored.shape[:2], bool)
+        pixels = stored if self.channels == tuple(range(stored.shape[2])) else stored[:, :, self.channels]
+        return Sample(usable(pixels, paths.image), target, valid)
+
+    def _target(self, scene: Scene, mask: Raster, window: Window, valid: np.ndarray | None) -> np.ndarray:
+        """uint8 class indices, IGNORE where the mask says so or the image is not `valid`."""
         codes = mask.read(window)
         try:
             target = self.classes.map(codes, mask_valid(mask, window, codes, self.classes), mask.palette)
         except InputError as e:
-            raise InputError(f"{paths.mask}, {window}: {e}") from e
-        target = np.where(valid, target, np.uint8(IGNORE)).astype(np.uint8)
-        pixels = stored if self.channels == tuple(range(stored.shape[2])) else stored[:, :, self.channels]
-        return Sample(usable(pixels, paths.image), target, valid)
+            raise InputError(f"{scene.mask}, {window}: {e}") from e
+        if valid is not None:
+            target[~valid] = IGNORE
+        return target.astype(np.uint8, copy=False)
 
-    def _opened(self, path: str) -> Raster:
+    def _opened(self, path: str, scene: Scene, opener: Callable[[Scene], Raster]) -> Raster:
         if path not in self._open:
             while len(self._open) >= _OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
-            self._open[path] = open_raster(path)
+            self._open[path] = opener(scene)
         self._open.move_to_end(path)
         return self._open[path]
+
+
+def _can_lack_data(image: Raster, scene: Scene) -> bool:
+    """Whether an image has means to say that pixels hold no data: a nodata value, NaN, alpha or a mask page."""
+    if image.nodata is not None or image.alpha is not None or image.dtype.kind == "f":
+        return True
+    corner = Window(y=0, x=0, height=1, width=1)
+    with closing(open_raster(scene.image)) as stored:  # as stored: a resampled one says None of a full window
+        return stored.valid(corner, stored.read(corner)) is not None
 
 
 def _cut(sample: Sample, where: tuple[object, ...]) -> Sample:
