@@ -13,6 +13,7 @@ is 0 (the mean) and the target IGNORE.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from raysegment.training.windows import IGNORE
 
 Policy = Literal["none", "light", "strong"]
 POLICIES: tuple[str, ...] = get_args(Policy)
@@ -73,23 +72,18 @@ def augment(
         return images, targets
     plans = [_plan(seed, i, edge) for i in indices]
     if policy == "light":
-        symmetric = [
-            tuple(_symmetry(t[i], plan.symmetry) for t in (images, targets, valid))
-            for i, plan in enumerate(plans)
-        ]
-        images, targets, valid = (torch.stack(parts) for parts in zip(*symmetric, strict=True))
+        images, targets, valid = (
+            torch.stack([_symmetry(t, plan.symmetry) for t, plan in zip(part, plans, strict=True)])
+            for part in (images, targets, valid)
+        )
     else:
         images, targets, valid = _warp(images, targets, valid, plans, edge)
-    contrast, brightness = (
-        torch.tensor([getattr(p, name) for p in plans], dtype=images.dtype, device=images.device).view(
-            -1, 1, 1, 1
-        )
-        for name in ("contrast", "brightness")
-    )
-    images = images * contrast + brightness
+    # in place: these are copies by now
+    images.mul_(_column(plans, "contrast", images)).add_(_column(plans, "brightness", images))
     if policy == "strong":
-        images = images + torch.stack([_noise(p, images) for p in plans])
-    images = images * valid[:, None].to(images.dtype)
+        for image, plan in zip(images, plans, strict=True):
+            image.add_(_noise(plan, image))
+    images.mul_(valid[:, None])
     return images.contiguous(memory_format=torch.channels_last), targets
 
 
@@ -117,35 +111,49 @@ def _symmetry(t: torch.Tensor, which: int) -> torch.Tensor:
 def _warp(
     images: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor, plans: Sequence[_Plan], edge: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grid = torch.stack([_grid(p, edge, images.shape[-1]) for p in plans]).to(images.device, images.dtype)
+    grid = _grid(plans, edge, images)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    # IGNORE is 255: shifted by one, what is sampled from outside, 0, is told from class 0
-    labels = torch.stack([targets.to(images.dtype) + 1, valid.to(images.dtype)], dim=1)
-    labels = F.grid_sample(labels, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    known = labels[:, 0] > 0
-    moved_targets = torch.where(known, labels[:, 0] - 1, IGNORE).to(torch.uint8)
-    return moved, moved_targets, labels[:, 1] > 0
+    # One number tells all: 0 outside, else 1 + target, and 256 more where the image has data. Less 1, in eight
+    # bits, it is the target, and 255, which is IGNORE, outside.
+    codes = valid.to(images.dtype).mul_(256).add_(targets).add_(1)[:, None]
+    codes = F.grid_sample(codes, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
+    codes = codes.to(torch.int16)
+    return moved, (codes - 1).to(torch.uint8), codes > 256
 
 
-def _grid(plan: _Plan, edge: int, read: int) -> torch.Tensor:
-    """Where each output pixel looks: (edge, edge, 2) x, y in grid_sample's units of a `read`-wide input."""
-    place = torch.arange(edge, dtype=torch.float32) - (edge - 1) / 2
-    y, x = torch.meshgrid(place, place, indexing="ij")
-    shift = F.interpolate(
-        torch.from_numpy(plan.displacement).float()[None],
-        size=(edge, edge),
-        mode="bicubic",
-        align_corners=True,
-    )[0]
-    x, y = x + shift[0], y + shift[1]
-    if plan.symmetry >= 4:
-        x = -x
-    angle = plan.angle + plan.symmetry % 4 * math.pi / 2
-    cos, sin = math.cos(angle) / plan.scale, math.sin(angle) / plan.scale
-    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1) * 2 / read
+def _grid(plans: Sequence[_Plan], edge: int, images: torch.Tensor) -> torch.Tensor:
+    """Where each output pixel looks: (n, edge, edge, 2) x, y in grid_sample's units of the `images`."""
+    turns, points = [], []
+    for plan in plans:
+        angle = plan.angle + plan.symmetry % 4 * math.pi / 2
+        cos, sin, mirrored = math.cos(angle), math.sin(angle), -1 if plan.symmetry >= 4 else 1
+        turn = np.array([[mirrored * cos, -sin], [mirrored * sin, cos]]) * 2 / (plan.scale * images.shape[-1])
+        turns.append(turn)
+        points.append(np.einsum("ij,jyx->iyx", turn, plan.displacement))
+    turn, point = (torch.from_numpy(np.stack(t)).to(images.device, images.dtype) for t in (turns, points))
+    place = torch.arange(edge, dtype=images.dtype, device=images.device) - (edge - 1) / 2
+    smooth = _smooth(edge, point.shape[-1]).to(images.device, images.dtype)
+    # Sums of products element by element: a matrix product may round otherwise in a batch of another size.
+    rows = sum(smooth[:, k, None] * point[:, :, k, None] for k in range(point.shape[-1]))
+    grid = turn[:, :, 0, None, None] * place + (turn[:, :, 1, None] * place)[..., None]
+    for k in range(point.shape[-1]):
+        grid.addcmul_(rows[..., k, None], smooth[:, k])
+    return grid.permute(0, 2, 3, 1)
 
 
-def _noise(plan: _Plan, images: torch.Tensor) -> torch.Tensor:
-    generator = torch.Generator(images.device).manual_seed(plan.noise_seed)
-    shape = images.shape[1:]
-    return plan.noise * torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)
+@functools.lru_cache(maxsize=8)
+def _smooth(edge: int, points: int) -> torch.Tensor:
+    """(edge, points): the share of each grid point in each pixel's displacement, bicubic, the outer at the edges."""
+    each = torch.eye(points)[None, None]
+    return F.interpolate(each, size=(edge, points), mode="bicubic", align_corners=True)[0, 0]
+
+
+def _column(plans: Sequence[_Plan], name: str, like: torch.Tensor) -> torch.Tensor:
+    values = [getattr(plan, name) for plan in plans]
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
+
+
+def _noise(plan: _Plan, image: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator(image.device).manual_seed(plan.noise_seed)
+    noise = torch.randn(image.shape, generator=generator, device=image.device, dtype=image.dtype)
+    return noise.mul_(plan.noise)
