@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from raysegment.errors import InputError, LockedError, OutputExistsError, UsageError, WorkError
 from raysegment.model.file import load_model, load_spec
-from raysegment.training import keeper, loop
+from raysegment.training import class_index, keeper, loop
 from raysegment.training.fit import train
 from raysegment.training.loop import work
 from raysegment.training.parallel import Stopped, Workers
@@ -122,6 +122,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     ]
     assert timeless[0] == timeless[1]
     assert [line["step"] for line in timeless[0]] == [4, 8, 12]
+
+
+def test_a_balanced_run_resumes_bit_for_bit_from_one_index(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, build = [0], class_index.build_index
+
+    def counted(*args: Any) -> Any:
+        built[0] += 1
+        return build(*args)
+
+    monkeypatch.setattr(class_index, "build_index", counted)
+    options = {"sampling": "balanced", "augment": "strong", "epochs": 1}
+    whole = _run(data, tmp_path / "whole", **options)
+    assert whole.class_index.is_file()
+    with monkeypatch.context() as patched:
+        _kill_after(patched, 2)
+        with pytest.raises(_Killed):
+            _run(data, tmp_path / "broken", **options)
+    resumed = _run(data, tmp_path / "broken", **options)
+    assert built == [2]  # one for each folder
+    for name, value in _weights(whole).items():
+        assert torch.equal(value, _weights(resumed)[name]), name
+    assert _losses(whole) == _losses(resumed)
+    assert _losses(whole) != _losses(_run(data, tmp_path / "uniform", augment="strong", epochs=1))
 
 
 def test_a_run_learns_and_its_folder_tells_how(data: Path, tmp_path: Path) -> None:

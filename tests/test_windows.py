@@ -16,6 +16,7 @@ from raysegment.errors import InputError
 from raysegment.geometry import Size, Window
 from raysegment.model.spec import default_classes
 from raysegment.training import windows
+from raysegment.training.balance import BalancedSampler, build_index
 from raysegment.training.batches import load_batch, read_ahead
 from raysegment.training.dataset import find_scenes
 from raysegment.training.windows import IGNORE, WindowReader, WindowSampler
@@ -115,12 +116,14 @@ def test_draws_are_spread_by_area_and_over_every_pixel() -> None:
     assert seen.min() > 0
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "balanced"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_see_the_same_samples_in_the_same_order(
-    reader: tuple[WindowReader, np.ndarray, np.ndarray], workers: int
+    reader: tuple[WindowReader, np.ndarray, np.ndarray], workers: int, sampling: str
 ) -> None:
     read, _, _ = reader
-    sampler = WindowSampler([Size(23, 31)], 16, seed=5)
+    uniform = WindowSampler([Size(23, 31)], 16, seed=5)
+    sampler = uniform if sampling == "uniform" else BalancedSampler(uniform, build_index(read, (1,)), 7)
     whole = load_batch(read, sampler, 2, range(7))
     for rank in range(workers):
         part = load_batch(read, sampler, 2, range(rank, 7, workers))
@@ -129,7 +132,7 @@ def test_workers_see_the_same_samples_in_the_same_order(
         assert np.array_equal(part.target, whole.target[rank::workers])
     assert whole.pixels.shape == (7, 20, 20, 2)
     other = WindowSampler([Size(23, 31)], 16, seed=6)
-    assert [sampler.draw(i) for i in range(9)] != [other.draw(i) for i in range(9)]
+    assert [uniform.draw(i) for i in range(9)] != [other.draw(i) for i in range(9)]
 
 
 def test_reading_ahead_keeps_order_and_errors() -> None:
