@@ -20,6 +20,7 @@ from raysegment.model.spec import default_classes
 from raysegment.training import balance, class_index, dataset
 from raysegment.training.balance import BalancedSampler, ClassIndex, build_index, rarer
 from raysegment.training.dataset import find_scenes
+from raysegment.training.resolution import at_pixel_size
 from raysegment.training.windows import WindowReader, WindowSampler
 
 _FOUR = ClassMap(default_classes(4), {0: 0, 1: 1, 2: 2, 3: 3, 9: IGNORE}, source="a test")
@@ -109,6 +110,25 @@ def test_pixels_where_the_image_has_no_data_are_not_in_the_index(tmp_path: Path)
     Image.fromarray(mask).save(tmp_path / "masks" / "a.png")
     index = build_index(WindowReader(find_scenes(tmp_path), (0, 1, 2), _FOUR), (1,))
     assert _places(index) == {(1, 0): {(2, 6)}}
+
+
+def test_a_mask_page_says_where_an_image_has_data(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="writes the mask page")
+    root = _masks(tmp_path / "data", {"a": np.ones((32, 32), np.uint8)})
+    profile = {"driver": "GTiff", "height": 32, "width": 32, "count": 1, "dtype": "uint8"}
+    at = rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 4_000_000)
+    seen = np.zeros((32, 32), bool)
+    seen[4:6, 7:9] = True
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(root / "images" / "a.tif", "w", **profile, crs="EPSG:32643", transform=at) as file,
+    ):
+        file.write(np.ones((1, 32, 32), np.uint8))
+        file.write_mask(seen)
+    assert _places(build_index(_reader(root), (1,)))[1, 0] == {(4, 7), (4, 8), (5, 7), (5, 8)}
+    halved, _ = at_pixel_size(find_scenes(root), 1.0)
+    index = build_index(WindowReader(halved, (0,), _FOUR), (1,))
+    assert _places(index)[1, 0] == {(2, 3), (2, 4)}
 
 
 @settings(deadline=None)
