@@ -127,22 +127,26 @@ def _grid(plans: Sequence[_Plan], edge: int, images: torch.Tensor) -> torch.Tens
     for plan in plans:
         angle = plan.angle + plan.symmetry % 4 * math.pi / 2
         cos, sin, mirrored = math.cos(angle), math.sin(angle), -1 if plan.symmetry >= 4 else 1
-        turn = np.array([[mirrored * cos, -sin], [mirrored * sin, cos]]) * 2 / (plan.scale * images.shape[-1])
-        turns.append(turn)
-        points.append(np.einsum("ij,jyx->iyx", turn, plan.displacement))
+        matrix = (
+            np.array([[mirrored * cos, -sin], [mirrored * sin, cos]]) * 2 / (plan.scale * images.shape[-1])
+        )
+        turns.append(matrix)
+        points.append(np.einsum("ij,jyx->iyx", matrix, plan.displacement))
     turn, point = (torch.from_numpy(np.stack(t)).to(images.device, images.dtype) for t in (turns, points))
     place = torch.arange(edge, dtype=images.dtype, device=images.device) - (edge - 1) / 2
-    smooth = _smooth(edge, point.shape[-1]).to(images.device, images.dtype)
+    shares = _shares(edge, point.shape[-1]).to(images.device, images.dtype)
     # Sums of products element by element: a matrix product may round otherwise in a batch of another size.
-    rows = sum(smooth[:, k, None] * point[:, :, k, None] for k in range(point.shape[-1]))
+    rows = point.new_zeros((len(plans), 2, edge, point.shape[-1]))
+    for k, share in enumerate(shares.unbind(1)):
+        rows.addcmul_(share[:, None], point[:, :, k, None])
     grid = turn[:, :, 0, None, None] * place + (turn[:, :, 1, None] * place)[..., None]
-    for k in range(point.shape[-1]):
-        grid.addcmul_(rows[..., k, None], smooth[:, k])
+    for k, share in enumerate(shares.unbind(1)):
+        grid.addcmul_(rows[..., k, None], share)
     return grid.permute(0, 2, 3, 1)
 
 
 @functools.lru_cache(maxsize=8)
-def _smooth(edge: int, points: int) -> torch.Tensor:
+def _shares(edge: int, points: int) -> torch.Tensor:
     """(edge, points): the share of each grid point in each pixel's displacement, bicubic, the outer at the edges."""
     each = torch.eye(points)[None, None]
     return F.interpolate(each, size=(edge, points), mode="bicubic", align_corners=True)[0, 0]
