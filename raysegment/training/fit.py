@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysegment import console, errors
-from raysegment.errors import UsageError, WorkError
+from raysegment.errors import RaysegmentError, UsageError, WorkError
 from raysegment.hardware import available_cores
 from raysegment.training.loop import Job, work
 from raysegment.training.parallel import Stopped, Workers
 from raysegment.training.prepare import coding_text, job_of, prepare, request
 from raysegment.training.progress import follow
+from raysegment.training.report import write_report
 from raysegment.training.result import TrainResult
 from raysegment.training.run import RunFolder, earlier_run, to_toml, write_json
 from raysegment.training.settings import Settings
@@ -94,7 +95,12 @@ def train(
         console.say(f"masks: {coding_text(record)}")
         job = job_of(record, asked, run)
         console.say(_outline(job, count, resumed=run.state.exists()))
-        _fit(job, count, gpus)
+        write_report(run)
+        try:
+            _fit(job, count, gpus)
+        except RaysegmentError as e:
+            write_report(run, failure=str(e))
+            raise
         record = run.read_record() or {}
         if "result" not in record:
             raise WorkError(f"the workers ended without a result in {run.record}: run the same command again")
