@@ -31,6 +31,7 @@ from raysegment.report.pictures import WRONG, data_uri, panels, side_by_side
 from raysegment.training import loop
 from raysegment.training.dataset import find_scenes
 from raysegment.training.exhibits import KEPT, find, window_score
+from raysegment.training.findings import findings
 from raysegment.training.loop import work
 from raysegment.training.parallel import Workers
 from raysegment.training.prepare import job_of, prepare, request
@@ -259,6 +260,44 @@ def test_a_run_can_be_looked_at_while_it_runs_and_after_it_failed(
     run.clear()
     assert not run.report.exists()
     assert not run.exhibits.exists()
+
+
+def test_what_a_reader_should_know_is_said(finished: RunFolder) -> None:
+    record = _record(finished)
+    history = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
+    names = list(record["data"]["class_shares"])
+    poor = Scores.of(np.array([[90, 10, 0], [10, 0, 0], [0, 0, 0]]), names)
+    result = {**record["result"], "thresholds": [0.2, 0.3, 0.5], "best": {"epoch": 3}}
+    told = {**record, "result": result, "git": "abc-dirty", "warnings": ["the driver said so"]}
+    told["data"] = {**record["data"], "val": ["only.png"]}
+    assert list(findings(told, history, poor)) == [
+        "the driver said so",
+        "The model is no better than a constant answer: train longer, or look at the validation images.",
+        "No validation pixel is of class roof & tile: its scores say nothing.",
+        "The best epoch and the operating thresholds were chosen on the same validation pixels that are scored here: "
+        "expect a little less on new images.",
+        "The last epoch was the best: the model was still improving, more epochs may help.",
+        "The validation set is a single image: its scores may be luck.",
+        "The code that ran had changes that were not committed.",
+    ]
+    good = Scores.of(np.diag([90, 10, 5]), names)
+    quiet = {**told, "result": None, "git": None, "data": record["data"], "warnings": []}
+    assert list(findings(quiet, history, good)) == []
+
+
+def test_thresholds_and_weights_have_their_columns(finished: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    (run.root / "last").mkdir(parents=True)
+    run.metrics.write_bytes(finished.metrics.read_bytes())
+    record = _record(finished)
+    assert "threshold θ" not in Page(finished.report).text
+    result = {**record["result"], "thresholds": [0.2, 0.3125, 0.5]}
+    run.write_record({**record, "result": result, "class_weights": [0.5, 2.25, 4.0]})
+    write_report(run)
+    page = Page(run.report)
+    assert "threshold θ" in page.text
+    assert "0.312" in page.text
+    assert "2.250" in page.text
 
 
 def test_a_page_that_cannot_be_written_is_one_clear_line(finished: RunFolder, tmp_path: Path) -> None:

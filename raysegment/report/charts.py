@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 #: The drawing's own units; style.css scales it to the column.
 WIDTH, HEIGHT = 440, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 18, 34
 #: Lines of more points are drawn without dots.
 _MOST_DOTS = 60
 

@@ -25,6 +25,7 @@ from raysegment.training.report import write_report
 from raysegment.training.result import TrainResult
 from raysegment.training.run import RunFolder, earlier_run, to_toml, write_json
 from raysegment.training.settings import Settings
+from raysegment.training.tracking import tracked, tracking_uri
 
 #: Deaths of a worker that one run survives.
 _MAX_FAILURES = 3
@@ -56,6 +57,7 @@ def train(
     metric: Literal["mean_iou", "mean_dice", "accuracy"] = "mean_iou",
     seed: int = 0,
     workers: int | str = "auto",
+    mlflow: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainResult:
@@ -64,7 +66,8 @@ def train(
     `val`: the share of the images (the last by name), or another folder, to validate on. `batch_size` is that
     of all `workers` together; the result does not depend on how many share it. Options that are None are found
     from the data. Called again with the same data and options, an unfinished run goes on from its last
-    checkpoint, exactly, and a finished one is returned.
+    checkpoint, exactly, and a finished one is returned. `mlflow`: the address of an MLflow server that is told, too;
+    by default MLFLOW_TRACKING_URI. It never ends a training.
 
     Raises UsageError, InputError, OutputExistsError before any work; WorkError when the work fails, also when
     the network ends up answering one class everywhere; LockedError when another process writes to `out`.
@@ -78,6 +81,7 @@ def train(
         }
     )  # fmt: skip
     count, gpus = _workers(workers, batch_size)
+    uri = tracking_uri(mlflow)
     asked = request(settings, Path(data), val if isinstance(val, float) else os.fspath(val), _path(classes))
     run = RunFolder(Path(out).absolute())
     earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
@@ -96,11 +100,12 @@ def train(
         job = job_of(record, asked, run)
         console.say(_outline(job, count, resumed=run.state.exists()))
         write_report(run)
-        try:
-            _fit(job, count, gpus)
-        except RaysegmentError as e:
-            write_report(run, failure=str(e))
-            raise
+        with tracked(run, uri):
+            try:
+                _fit(job, count, gpus)
+            except RaysegmentError as e:
+                write_report(run, failure=str(e))
+                raise
         record = run.read_record() or {}
         if "result" not in record:
             raise WorkError(f"the workers ended without a result in {run.record}: run the same command again")

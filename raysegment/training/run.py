@@ -51,6 +51,11 @@ class RunFolder:
         return self.root / "last" / "exhibits.json"
 
     @property
+    def tracking(self) -> Path:
+        """Which run of an MLflow server this one is."""
+        return self.root / "last" / "mlflow.json"
+
+    @property
     def events(self) -> Path:
         return self.root / "events"
 
@@ -100,7 +105,7 @@ class RunFolder:
         """Remove what a run writes, and nothing else."""
         for path in (self.model, self.report, self.metrics, self.config, self.record):
             path.unlink(missing_ok=True)
-        for path in (self.state, self.progress, self.failure, self.exhibits):
+        for path in (self.state, self.progress, self.failure, self.exhibits, self.tracking):
             path.unlink(missing_ok=True)
         for folder in (self.events, self.ray):
             if folder.is_dir():
