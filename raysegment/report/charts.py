@@ -9,8 +9,8 @@ from dataclasses import dataclass
 #: The drawing's own units; style.css scales it to the column.
 WIDTH, HEIGHT = 440, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 18, 34
-#: Lines of more points are drawn without dots.
-_MOST_DOTS = 60
+#: Charts of more points are drawn without dots.
+_MOST_DOTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def line_chart(
 
     def drawn(line: Line) -> Drawn:
         places = [(x_of(x), y_of(y)) for x, y in line.points]
-        dots = zip(places, line.points, strict=True) if len(places) <= _MOST_DOTS else ()
+        dots = zip(places, line.points, strict=True) if len(xs) <= _MOST_DOTS else ()
         return Drawn(
             line.name,
             line.look,

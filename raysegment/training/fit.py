@@ -6,6 +6,7 @@ they stand is in RUN/last, which every start goes on from. Nothing else of Ray's
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -104,7 +105,8 @@ def train(
             try:
                 _fit(job, count, gpus)
             except RaysegmentError as e:
-                write_report(run, failure=str(e))
+                with contextlib.suppress(RaysegmentError):  # a full disk is said once, by what it ended
+                    write_report(run, failure=str(e))
                 raise
         record = run.read_record() or {}
         if "result" not in record:
