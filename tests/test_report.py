@@ -32,6 +32,7 @@ from raysegment.training import loop
 from raysegment.training.dataset import find_scenes
 from raysegment.training.exhibits import KEPT, find, window_score
 from raysegment.training.findings import findings
+from raysegment.training.fit import train
 from raysegment.training.loop import work
 from raysegment.training.parallel import Workers
 from raysegment.training.prepare import job_of, prepare, request
@@ -260,6 +261,19 @@ def test_a_run_can_be_looked_at_while_it_runs_and_after_it_failed(
     run.clear()
     assert not run.report.exists()
     assert not run.exhibits.exists()
+
+
+def test_what_ends_a_run_stands_in_its_report(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(job: loop.Job, workers: int, gpus: bool) -> None:
+        assert "0 of 8 epochs" in Page(job.run.report).text  # there before the first step
+        raise WorkError("the workers <are> gone")
+
+    monkeypatch.setattr("raysegment.training.fit._fit", fails)
+    with pytest.raises(WorkError, match="the workers <are> gone"):
+        train(data, out=tmp_path / "run", classes=data / "classes.toml", tile=32, depth=2, workers=1)
+    assert "The run failed. the workers <are> gone" in Page(tmp_path / "run" / "report.html").text
 
 
 def test_what_a_reader_should_know_is_said(finished: RunFolder) -> None:
