@@ -67,6 +67,7 @@ class DemoResult:
                 *(f"  {p}" for p in self.pictures),
                 f"  {self.mask}  (the mask: OME-Zarr, any viewer that reads it)",
                 f"  {self.trained.model}  (the model)",
+                f"  {self.trained.model.with_name('report.html')}  (how it was trained; opens in a browser)",
             ]
         )
 

@@ -16,7 +16,7 @@ from raysegment.hardware import available_cores, available_memory, has_fast_bf16
 
 _NEEDED = (
     *("ray", "torch", "numpy", "tifffile", "imagecodecs", "zarr", "fsspec", "pillow", "safetensors"),
-    *("pydantic", "typer", "rich", "psutil"),
+    *("pydantic", "typer", "rich", "psutil", "jinja2"),
 )
 _OPTIONAL = {"rasterio": "geo"}
 _GIB = 1 << 30

@@ -123,6 +123,10 @@ def train(
     workers: Annotated[
         str, typer.Option(metavar="auto|N", help="Workers that share each batch; the result is the same.")
     ] = "auto",
+    mlflow: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Log to this MLflow server too. Default: $MLFLOW_TRACKING_URI."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or fail.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run with other data or options in --out.")
@@ -158,6 +162,7 @@ def train(
         metric=metric.value,
         seed=seed,
         workers=_workers(workers),
+        mlflow=mlflow,
         resume=resume,
         overwrite=overwrite,
     )

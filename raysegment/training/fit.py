@@ -6,6 +6,7 @@ they stand is in RUN/last, which every start goes on from. Nothing else of Ray's
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysegment import console, errors
-from raysegment.errors import UsageError, WorkError
+from raysegment.errors import RaysegmentError, UsageError, WorkError
 from raysegment.hardware import available_cores
 from raysegment.training.loop import Job, work
 from raysegment.training.parallel import Stopped, Workers
 from raysegment.training.prepare import coding_text, job_of, prepare, request
 from raysegment.training.progress import follow
+from raysegment.training.report import write_report
 from raysegment.training.result import TrainResult
 from raysegment.training.run import RunFolder, earlier_run, to_toml, write_json
 from raysegment.training.settings import Settings
+from raysegment.training.tracking import tracked, tracking_uri
 
 #: Deaths of a worker that one run survives.
 _MAX_FAILURES = 3
@@ -57,6 +60,7 @@ def train(
     metric: Literal["mean_iou", "mean_dice", "accuracy"] = "mean_iou",
     seed: int = 0,
     workers: int | str = "auto",
+    mlflow: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainResult:
@@ -67,7 +71,8 @@ def train(
     unit, to which they are resampled and which the model remembers. `sampling`: balanced draws a third of each
     batch's windows around pixels of the classes that hold less than an equal share. Options that are None are found
     from the data. Called again with the same data and options, an unfinished run goes on from its last
-    checkpoint, exactly, and a finished one is returned.
+    checkpoint, exactly, and a finished one is returned. `mlflow`: the address of an MLflow server that is told, too;
+    by default MLFLOW_TRACKING_URI. It never ends a training.
 
     Raises UsageError, InputError, OutputExistsError before any work; WorkError when the work fails, also when
     the network ends up answering one class everywhere; LockedError when another process writes to `out`.
@@ -82,6 +87,7 @@ def train(
         }
     )  # fmt: skip
     count, gpus = _workers(workers, batch_size)
+    uri = tracking_uri(mlflow)
     asked = request(settings, Path(data), val if isinstance(val, float) else os.fspath(val), _path(classes))
     run = RunFolder(Path(out).absolute())
     earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
@@ -99,7 +105,14 @@ def train(
         console.say(f"masks: {coding_text(record)}")
         job = job_of(record, asked, run)
         console.say(_outline(job, count, resumed=run.state.exists()))
-        _fit(job, count, gpus)
+        write_report(run)
+        with tracked(run, uri):
+            try:
+                _fit(job, count, gpus)
+            except RaysegmentError as e:
+                with contextlib.suppress(RaysegmentError):  # a full disk is said once, by what it ended
+                    write_report(run, failure=str(e))
+                raise
         record = run.read_record() or {}
         if "result" not in record:
             raise WorkError(f"the workers ended without a result in {run.record}: run the same command again")

@@ -1,4 +1,4 @@
-"""What the first worker writes while it trains: checkpoints, scores, the best model, progress.
+"""What the first worker writes while it trains: checkpoints, scores, the best model, pictures, the report, progress.
 
 Every other worker's keeper does nothing. A file that cannot be written does not end the worker on the spot,
 its peers would wait for it: the error is kept in `trouble`, and said where all workers meet next.
@@ -11,7 +11,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,12 +19,16 @@ import torch
 
 from raysegment.errors import RaysegmentError, WorkError
 from raysegment.model.file import save_model
+from raysegment.report.pictures import side_by_side
+from raysegment.training.exhibits import Shown, draw
+from raysegment.training.report import write_report
 from raysegment.training.run import RunFolder, write_json
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
     from raysegment.model.spec import ModelSpec
+    from raysegment.training.validate import Validator
 
 _CHECKPOINT_EVERY_S = 60.0
 _PROGRESS_EVERY_S = 0.5
@@ -79,13 +83,28 @@ class Keeper:
                 _replace(self.run.state, buffer.getbuffer())
 
     def epoch(self, record: Mapping[str, Any], history: list[str]) -> None:
-        """Scores of an epoch, for TensorBoard and, with all before it, as metrics.jsonl."""
+        """Scores of an epoch: for TensorBoard, with all before it as metrics.jsonl, and in the report."""
         if self.leads:
             with self.noting():
                 _replace(self.run.metrics, "\n".join([*history, ""]).encode())
+                write_report(self.run)
             if self._events is not None:
-                for name in _SCALARS:
-                    self._events.add_scalar(name, record[name], record["step"])
+                scalars = {name: record[name] for name in _SCALARS}
+                scalars |= {f"iou/{name}": score["iou"] for name, score in record["classes"].items()}
+                for name, value in scalars.items():
+                    self._events.add_scalar(name, value, record["step"])
+
+    def show(self, found: Sequence[Shown], validator: Validator, *, step: int, examined: int) -> None:
+        """Pictures of windows out of `examined`, for TensorBoard and for the next report."""
+        if self.leads and self.trouble is None:
+            with self.noting():
+                exhibits, pictures = draw(found, validator)
+                write_json(self.run.exhibits, {"step": step, "examined": examined, "windows": exhibits})
+                if self._events is not None and pictures:
+                    self._events.add_image(
+                        "windows: image, truth, prediction, errors",
+                        side_by_side(pictures), step, dataformats="HWC",
+                    )  # fmt: skip
 
     def model(self, module: torch.nn.Module, spec: ModelSpec) -> None:
         if self.leads:
@@ -93,10 +112,11 @@ class Keeper:
                 save_model(module, spec, self.run.model)
 
     def result(self, result: Mapping[str, Any]) -> None:
-        """Add the outcome to run.json: the run is then finished."""
+        """Add the outcome to run.json, which makes the run finished, and write the report of it."""
         if self.leads:
             with self.noting():
                 self.run.write_record({**(self.run.read_record() or {}), "result": dict(result)})
+                write_report(self.run)
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from raysegment.training.augment import augment, context
 from raysegment.training.balance import BalancedSampler, ClassIndex
 from raysegment.training.batches import Batch, load_batch, read_ahead
 from raysegment.training.dataset import Scene
+from raysegment.training.exhibits import find
 from raysegment.training.keeper import Keeper, json_line
 from raysegment.training.learner import Learner, place
 from raysegment.training.parallel import Workers
@@ -34,6 +35,8 @@ from raysegment.training.windows import Sampler, WindowReader, WindowSampler
 
 #: Views that are answered after each epoch; the end of the run answers all.
 _VIEWS_PER_EPOCH = 256
+#: Views that are pictured after each epoch.
+_VIEWS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ class _Worker:
         if value > at.best:
             at.best, at.best_epoch = value, epoch + 1
             self.keeper.model(self.learner.best, self._spec())
+        self._show(self.learner.best, _VIEWS_SHOWN)
         self.keeper.epoch(record, at.history)
         self._checkpoint()
 
@@ -188,6 +192,7 @@ class _Worker:
         module = place(load_model(self.job.run.model).module, self.device)
         thresholds = choose(*self.validator.sample(module, self.views), self.settings.metric)
         scores = self._scores(module, len(self.views), thresholds)
+        self._show(module, _VIEWS_PER_EPOCH, thresholds)
         self.workers.agree(constant_answer(scores, self.settings))
         self.keeper.model(module, self._spec(thresholds))
         self._pass_time()
@@ -208,6 +213,14 @@ class _Worker:
     ) -> Scores:
         counts = self.validator.count(module, spread(self.views, at_most), thresholds)
         return Scores.of(counts, self.job.spec.class_names)
+
+    def _show(
+        self, module: torch.nn.Module, at_most: int, thresholds: tuple[float, ...] | None = None
+    ) -> None:
+        """Keep pictures of the best and the worst of some views."""
+        some = spread(self.views, at_most)
+        found = find(self.validator, module, some, thresholds)
+        self.keeper.show(found, self.validator, step=self.standing.step, examined=len(some))
 
     def _spec(self, thresholds: tuple[float, ...] | None = None) -> ModelSpec:
         """Of the best model so far."""

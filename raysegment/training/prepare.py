@@ -193,6 +193,7 @@ def _data(asked: Request, fmt: Format, seen: Survey) -> dict[str, Any]:
         "train": [s.name for s in asked.train],
         "val": [s.name for s in asked.val],
         "pixels": sum(s.size.area for s in asked.train),
+        "val_pixels": sum(s.size.area for s in asked.val),
         "dtype": fmt.dtype,
         "mean": list(seen.mean),
         "std": list(seen.std),

@@ -81,4 +81,10 @@ class TrainResult:
             lines.append("thresholds " + ", ".join(f"{name} {t:.3f}" for name, t in named))
         done = f"best of epoch {self.best['epoch']} of {self.epochs}, {self.images_per_s:.1f} images/s"
         took = "already done" if self.already_done else f"{self.wall_s:.0f} s"
-        return "\n".join([*lines, f"{self.model}  ({done}, {took})"])
+        return "\n".join(
+            [
+                *lines,
+                f"{self.model}  ({done}, {took})",
+                f"{self.model.with_name('report.html')}  (what happened)",
+            ]
+        )

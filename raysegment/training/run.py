@@ -1,6 +1,7 @@
 """The folder of a run: what is in it, who may write it, and how far the run is.
 
 RUN/model.safetensors   the best model so far
+RUN/report.html         what happened, for people: one file that opens offline
 RUN/metrics.jsonl       one line per epoch
 RUN/events/             the same for TensorBoard
 RUN/config.toml         the resolved options; `raysegment train --config` takes it
@@ -39,6 +40,20 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def exhibits(self) -> Path:
+        """Pictures of validation windows, for the report."""
+        return self.root / "last" / "exhibits.json"
+
+    @property
+    def tracking(self) -> Path:
+        """Which run of an MLflow server this one is."""
+        return self.root / "last" / "mlflow.json"
 
     @property
     def events(self) -> Path:
@@ -93,9 +108,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run writes, and nothing else."""
-        for path in (self.model, self.metrics, self.config, self.record):
+        for path in (self.model, self.report, self.metrics, self.config, self.record):
             path.unlink(missing_ok=True)
-        for path in (self.state, self.progress, self.failure):
+        for path in (self.state, self.progress, self.failure, self.exhibits, self.tracking):
             path.unlink(missing_ok=True)
         for folder in (self.events, self.ray):
             if folder.is_dir():

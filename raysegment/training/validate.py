@@ -92,6 +92,15 @@ class Validator:
         found = self.workers.gather(torch.from_numpy(np.concatenate(rows)).to(self.device)).cpu().numpy()
         return found[:, :-2], found[:, -2].astype(np.int64), found[:, -1].astype(np.int64)
 
+    def each(
+        self, module: nn.Module, views: Sequence[View], thresholds: Sequence[float] | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(place in `views`, labels (h, w), truth (h, w)) of this worker's share, own pixels alone."""
+        with self._together():
+            places = self.workers.share(len(views))
+            for place, (_, p, truth) in zip(places, self._answers(module, views), strict=True):
+                yield place, label(p, thresholds), truth
+
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
         """Meet the other workers afterwards; raises Stopped on all of them when one cannot go on."""
