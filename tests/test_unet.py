@@ -195,7 +195,7 @@ def test_the_keras_network_is_the_variants() -> None:
     assert {type(m) for m in net.drop[:3]} == {torch.nn.Identity}
     first = net.down[0][0].weight  # He-normal, cut at two deviations of what it is drawn from
     assert float(first.detach().std()) == pytest.approx((2 / 9) ** 0.5, rel=0.1)
-    deep = net.down[4][3].weight
+    deep = net.down[4][2].weight
     assert float(deep.detach().std()) == pytest.approx((2 / (9 * 1024)) ** 0.5, rel=0.01)
     assert float(deep.detach().abs().max()) <= 2 * (2 / (9 * 1024)) ** 0.5 / 0.8796 * 1.0001
     answer = build({**arch, "base_width": 2, "out_channels": 3}).eval()(torch.zeros(1, 1, 32, 48))
