@@ -13,9 +13,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from raysegment.errors import UsageError
 from raysegment.training.learner import Learner
 from raysegment.training.parallel import (
-    SampleDropout2d,
+    SampleDropout,
     SummedBatchNorm2d,
     Workers,
     key_dropout,
@@ -27,18 +28,18 @@ from raysegment.training.windows import IGNORE
 _BATCH, _STEPS, _EDGE = 5, 3, 16
 
 
-def _settings(loss: str) -> Resolved:
+def _settings(loss: str, name: str) -> Resolved:
     return Resolved(
         steps_per_epoch=_STEPS, tile=_EDGE, warmup=0, precision="fp32", loss=loss, depth=2, base_width=4,
-        batch_size=_BATCH, dropout=0.4, epochs=1,
+        batch_size=_BATCH, dropout=0.4, epochs=1, architecture=name, deep_supervision=name == "unet-keras",
     )  # fmt: skip
 
 
-def _train(workers: Workers, loss: str, outputs: int) -> dict[str, object]:
+def _train(workers: Workers, loss: str, outputs: int, name: str = "unet") -> dict[str, object]:
     """A few steps on this worker's share of fixed batches, from 0 % to 100 % ignored."""
-    settings = _settings(loss)
+    settings = _settings(loss, name)
     arch = {
-        "name": "unet",
+        "name": name,
         "in_channels": 2,
         "out_channels": outputs,
         "base_width": 4,
@@ -47,7 +48,7 @@ def _train(workers: Workers, loss: str, outputs: int) -> dict[str, object]:
     }
     prior = [0.3] if outputs == 1 else [1 / outputs] * outputs
     learner = Learner(settings, arch, prior, [1.0, 2.0, 0.5][: max(2, outputs)], workers, torch.device("cpu"))
-    learner.module.double()
+    learner.learned.double()
     assert learner.average is not None
     learner.average.double()
     rng = np.random.default_rng(7)
@@ -63,7 +64,7 @@ def _train(workers: Workers, loss: str, outputs: int) -> dict[str, object]:
     return {"losses": losses, "model": learner.module.state_dict(), "ema": learner.average.state_dict()}
 
 
-_CASES = [("ce+0.5*dice", 3), ("focal+dice", 1), ("bce", 1)]
+_CASES = [("ce+0.5*dice", 3), ("focal+dice", 1), ("bce", 1), ("ce+dice", 3, "unet-keras")]
 
 
 def _rank(rank: int, port: int, out: str) -> None:
@@ -119,7 +120,7 @@ def test_the_shared_layers_keep_names_and_answers() -> None:
 
 
 def test_dropout_belongs_to_the_sample() -> None:
-    layer = SampleDropout2d(0.5, place=0).train()
+    layer = SampleDropout(0.5, place=0, axes=1).train()
     layer.keys = tuple((1, i) for i in range(4))
     x = torch.ones(4, 64, 2, 2)
     whole = layer(x)
@@ -129,6 +130,51 @@ def test_dropout_belongs_to_the_sample() -> None:
     assert 0.3 < float((whole == 0).float().mean()) < 0.7
     assert torch.equal(whole[:, :, 0, 0], whole[:, :, 1, 1])
     assert not torch.equal(whole[0], whole[1])
+
+
+def test_single_values_and_whole_samples_drop_by_the_sample_too() -> None:
+    x = torch.ones(3, 8, 6, 6)
+    for axes, kinds in ((None, 2), (0, 1)):
+        layer = SampleDropout(0.5, place=1, axes=axes).train()
+        layer.keys = tuple((5, i) for i in range(3))
+        whole = layer(x)
+        layer.keys = ((5, 2), (5, 1))
+        assert torch.equal(layer(x[:2]), whole[[2, 1]])
+        assert max(len(sample.unique()) for sample in whole) == kinds
+    many = SampleDropout(0.25, place=0, axes=None).train()
+    many.keys = ((0,),)
+    kept = many(torch.ones(1, 64, 32, 32))
+    assert float((kept == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    assert float(kept.mean()) == pytest.approx(1, abs=0.02)
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """Norm, then activation: named as timm's, whose place the shared layer takes by that name."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.5), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def test_a_norm_with_activation_and_a_layer_at_two_places() -> None:
+    once = nn.BatchNorm2d(4)
+    plain = nn.Sequential(BatchNormAct2d(4), once, nn.ReLU(), once)
+    shared = share_batches(copy.deepcopy(plain), Workers())
+    assert isinstance(shared[0], SummedBatchNorm2d)
+    assert isinstance(shared[0].drop, SampleDropout)
+    assert shared[1] is shared[3]
+    assert list(shared.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(plain.eval()(x), shared.eval()(x))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.BatchNorm2d(3, affine=False), nn.SyncBatchNorm(3)])
+def test_a_layer_that_mixes_samples_is_refused(layer: nn.Module) -> None:
+    with pytest.raises(UsageError, match=rf"{type(layer).__name__}\(3\) mixes the samples of one worker"):
+        share_batches(nn.Sequential(nn.Conv2d(1, 3, 1), layer), Workers())
 
 
 def test_shares_hold_every_sample_once() -> None:

@@ -177,3 +177,67 @@ def test_round_trip_through_the_file(tmp_path: Path) -> None:
 def test_mistakes_are_named(architecture: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(architecture)
+
+
+def _keras_same(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """A 2×2 cross-correlation of one channel as Keras pads it: the missing row and column are below and right."""
+    wide = np.pad(x, ((0, 1), (0, 1)))
+    h, w = x.shape
+    return sum(kernel[i, j] * wide[i : i + h, j : j + w] for i in range(2) for j in range(2))
+
+
+def test_the_keras_network_is_the_variants() -> None:
+    """Parameters of zhixuhao/unet for 1 channel: 31,031,685 as Keras' own summary counts them."""
+    arch = {"name": "unet-keras", "in_channels": 1, "out_channels": 1}
+    net = build(arch)
+    assert sum(p.numel() for p in net.parameters()) == 31_031_685
+    assert [(m.p, type(m)) for m in net.drop[3:]] == [(0.5, torch.nn.Dropout)] * 2
+    assert {type(m) for m in net.drop[:3]} == {torch.nn.Identity}
+    first = net.down[0][0].weight  # He-normal, cut at two deviations of what it is drawn from
+    assert float(first.detach().std()) == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    deep = net.down[4][2].weight
+    assert float(deep.detach().std()) == pytest.approx((2 / (9 * 1024)) ** 0.5, rel=0.01)
+    assert float(deep.detach().abs().max()) <= 2 * (2 / (9 * 1024)) ** 0.5 / 0.8796 * 1.0001
+    answer = build({**arch, "base_width": 2, "out_channels": 3}).eval()(torch.zeros(1, 1, 32, 48))
+    assert answer.shape == (1, 3, 32, 48)
+
+
+def test_an_even_kernel_is_padded_as_keras_does() -> None:
+    net = build({"name": "unet-keras", "in_channels": 1, "out_channels": 1, "base_width": 1, "depth": 1})
+    widening = net.widen[0]
+    with torch.no_grad():
+        widening[2].weight[:, 1] = 0
+        widening[2].weight.abs_()
+    coarse = np.random.default_rng(0).random((3, 4)).astype(np.float32)
+    x = torch.from_numpy(np.stack([coarse, coarse]))[None]
+    fine = np.kron(coarse, np.ones((2, 2), np.float32))
+    expected = _keras_same(fine, widening[2].weight[0, 0].detach().numpy())
+    np.testing.assert_allclose(widening(x)[0, 0].detach().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@torch.no_grad()
+def test_receptive_radius_of_the_keras_network_is_exact(depth: int) -> None:
+    arch = {"name": "unet-keras", "in_channels": 1, "out_channels": 1, "base_width": 1, "depth": depth}
+    net, radius, step = build(arch).eval().double(), receptive_radius(arch), 2**depth
+    for p in net.parameters():
+        torch.nn.init.uniform_(p, 0.1, 0.5)
+    edge = 2 * ((radius // step + 4) * step)
+    x = torch.zeros(1, 1, edge, edge, dtype=torch.float64)
+    still, reached = net(x), 0
+    for y in range(edge // 2, edge // 2 + step):
+        for place in (*range(y - radius - 2, y - radius + 3), *range(y + radius - 2, y + radius + 3)):
+            moved = x.clone()
+            moved[..., place, edge // 2] = 1e9
+            if float((net(moved) - still)[0, 0, y].abs().max()) > 0:
+                reached = max(reached, abs(place - y))
+    assert reached == radius
+
+
+def test_what_the_coarser_levels_answer_is_where_they_say() -> None:
+    for padding, edge in (("same", 32), ("valid", 128)):
+        net = build({**net_arch(3, padding), "base_width": 2}).eval()
+        x = torch.randn(1, 1, edge, edge)
+        features = list(net.features(x))
+        assert [f.shape[1] for f in features] == net.widths
+        assert torch.equal(net.head(features[-1]), net(x))

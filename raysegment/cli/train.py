@@ -34,6 +34,13 @@ class Norm(StrEnum):
     none = "none"
 
 
+class Normalisation(StrEnum):
+    auto = "auto"
+    zscore = "zscore"
+    unit = "unit"
+    imagenet = "imagenet"
+
+
 class Padding(StrEnum):
     same = "same"
     valid = "valid"
@@ -51,7 +58,7 @@ class Metric(StrEnum):
     accuracy = "accuracy"
 
 
-def _workers(text: str) -> int | str:
+def _auto_or_number(text: str) -> int | str:
     if text == "auto":
         return text
     try:
@@ -84,8 +91,13 @@ def train(
     steps_per_epoch: Annotated[
         int | None, typer.Option(help="Default: two passes over the pixels, 20 to 1000 steps.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows per step, of all workers together.")] = 8,
-    tile: Annotated[int | None, typer.Option(help="Edge of a window in px. Default: 256 or less.")] = None,
+    batch_size: Annotated[
+        str,
+        typer.Option(metavar="auto|N", help="Windows per step, of all workers together; auto: 8 or less."),
+    ] = "auto",
+    tile: Annotated[
+        int | None, typer.Option(help="Edge of a window in px. Default: 256, by images and objects.")
+    ] = None,
     pixel_size: Annotated[
         float | None,
         typer.Option(help="Resample to this, in the images' own unit (µm or CRS units). Default: as stored."),
@@ -105,13 +117,36 @@ def train(
         str, typer.Option(metavar="none|balanced|A,B,…", help="How much each class counts in the loss.")
     ] = "none",
     augment: Annotated[Augment, typer.Option(help="How far windows are varied.")] = Augment.light,
-    base_width: Annotated[int, typer.Option(help="Channels of the U-Net at full resolution.")] = 16,
-    depth: Annotated[int, typer.Option(help="Levels of pooling.")] = 4,
+    normalisation: Annotated[
+        Normalisation, typer.Option(help="auto: zscore; imagenet for pretrained encoders of RGB.")
+    ] = Normalisation.auto,
+    architecture: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="unet, unet-keras, smp:DECODER:ENCODER, timm:ENCODER, monai:ENCODER."
+        ),
+    ] = "unet",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from the encoder's weights in its library (download).")
+    ] = False,
+    allow_non_commercial: Annotated[
+        bool, typer.Option("--allow-non-commercial", help="Also encoders under such a licence.")
+    ] = False,
+    deep_supervision: Annotated[
+        bool, typer.Option("--deep-supervision", help="Coarser levels learn too; of unet and unet-keras.")
+    ] = False,
+    base_width: Annotated[
+        int | None, typer.Option(help="Channels at full resolution. Default: 16; of unet-keras 64.")
+    ] = None,
+    depth: Annotated[
+        str, typer.Option(metavar="auto|N", help="Levels of pooling; auto: 4, less for small windows.")
+    ] = "auto",
     norm: Annotated[Norm, typer.Option(help="Normalisation after each convolution.")] = Norm.batch,
     padding: Annotated[Padding, typer.Option(help="valid: the 2015 paper's.")] = Padding.same,
     dropout: Annotated[
-        float, typer.Option(help="Share of channels dropped at the two deepest levels.")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Share dropped at the two deepest levels. Default: 0; of unet-keras 0.5."),
+    ] = None,
     precision: Annotated[
         Precision, typer.Option(help="auto: bf16 where the hardware has it.")
     ] = Precision.auto,
@@ -142,7 +177,7 @@ def train(
         classes=classes,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
-        batch_size=batch_size,
+        batch_size=_auto_or_number(batch_size),
         tile=tile,
         pixel_size=pixel_size,
         sampling=sampling.value,
@@ -152,8 +187,13 @@ def train(
         loss=loss,
         class_weights=class_weights,
         augment=augment.value,
+        normalisation=normalisation.value,
+        architecture=architecture,
+        pretrained=pretrained,
+        allow_non_commercial=allow_non_commercial,
+        deep_supervision=deep_supervision,
         base_width=base_width,
-        depth=depth,
+        depth=_auto_or_number(depth),
         norm=norm.value,
         padding=padding.value,
         dropout=dropout,
@@ -161,7 +201,7 @@ def train(
         ema=ema,
         metric=metric.value,
         seed=seed,
-        workers=_workers(workers),
+        workers=_auto_or_number(workers),
         mlflow=mlflow,
         resume=resume,
         overwrite=overwrite,

@@ -13,7 +13,7 @@ of the contracting path saw. The head is a plain 1×1 convolution without activa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -39,19 +39,21 @@ def margin(depth: int, padding: Padding) -> int:
     return _trim(depth) + 6 * 2**depth - 4
 
 
-def receptive_radius(depth: int) -> int:
+def receptive_radius(depth: int, *, head: int = 0, widen: int = 0) -> int:
     """How far from an output pixel the input can still change it, in pixels.
 
     Exact: the interval that one output pixel sees, traced through the deepest path, for the worst of
-    the 2^depth phases that a pixel can have on the pooling grid.
+    the 2^depth phases that a pixel can have on the pooling grid. `head`: pixels that the head sees on every
+    side; `widen`: pixels that a convolution after each doubling sees to the right and below.
     """
-    return max(_reach(y, depth) for y in range(2**depth))
+    return max(_reach(y, depth, head, widen) for y in range(2**depth))
 
 
-def _reach(y: int, depth: int) -> int:
-    low = high = y
+def _reach(y: int, depth: int, head: int, widen: int) -> int:
+    low, high = y - head, y + head
     for _ in range(depth):
-        low, high = (low - 2) // 2, (high + 2) // 2  # two convolutions, then the cell of the coarser level
+        # two convolutions, then the cell of the coarser level
+        low, high = (low - 2) // 2, (high + 2 + widen) // 2
     low, high = low - 2, high + 2
     for _ in range(depth):
         low, high = 2 * low - 2, 2 * high + 1 + 2  # both pixels of the pooled pair, then two convolutions
@@ -63,7 +65,7 @@ def _trim(depth: int) -> int:
     return 2 % 2 ** max(depth - 1, 0)
 
 
-class _DoubleConv(nn.Sequential):
+class DoubleConv(nn.Sequential):
     """Twice: 3×3 convolution, norm, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, norm: Norm, padding: Padding) -> None:
@@ -103,8 +105,10 @@ class UNet(nn.Module):
         self.depth, self.padding = depth, padding
         self.trim = _trim(depth) if padding == "valid" else 0
         widths = [base_width * 2**level for level in range(depth + 1)]
+        self.widths = widths[-2::-1]
+        """Channels of :meth:`features`."""
         self.down = nn.ModuleList(
-            _DoubleConv(inputs, outputs, norm, padding)
+            DoubleConv(inputs, outputs, norm, padding)
             for inputs, outputs in zip([in_channels, *widths], widths, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
@@ -112,34 +116,26 @@ class UNet(nn.Module):
             nn.Dropout2d(dropout) if dropout > 0 and level >= depth - 1 else nn.Identity()
             for level in range(depth + 1)
         )
-        self.widen = nn.ModuleList(
-            nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in reversed(widths[:-1])
-        )
-        self.up = nn.ModuleList(
-            _DoubleConv(2 * width, width, norm, padding) for width in reversed(widths[:-1])
-        )
+        self.widen = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in self.widths)
+        self.up = nn.ModuleList(DoubleConv(2 * width, width, norm, padding) for width in self.widths)
         self.head = nn.Conv2d(base_width, out_channels, 1)
         self._initialise()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for feature in self.features(x):
+            x = feature
+        return self.head(x)
+
+    def features(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What each level of the expanding path answers, the coarsest first; the last is what the head sees."""
         if self.trim:
             x = x[:, :, self.trim : -self.trim, self.trim : -self.trim]
-        skips: list[torch.Tensor] = []
-        for level, (block, drop) in enumerate(zip(self.down, self.drop, strict=True)):
-            x = drop(block(x if level == 0 else self.pool(x)))
-            skips.append(x)
-        skips.pop()
-        for widen, block in zip(self.widen, self.up, strict=True):
-            x = widen(x)
-            x = block(torch.cat([_centre(skips.pop(), x), x], dim=1))
-        return self.head(x)
+        return contract_expand(x, self.down, self.pool, self.drop, self.widen, self.up)
 
     def set_prior(self, frequencies: Sequence[float], activation: Literal["softmax", "sigmoid"]) -> None:
         """Start the head at the class frequencies (one per output), so that the first steps are not
         spent on learning how common each class is (Lin et al. 2017, section 4.1)."""
-        prior = torch.tensor(frequencies, dtype=self.head.weight.dtype).clamp(_RAREST, 1 - _RAREST)
-        with torch.no_grad():
-            self.head.bias.copy_(prior.log() if activation == "softmax" else prior.logit())  # type: ignore[union-attr]
+        start_at_prior(self.head, frequencies, activation)
 
     def _initialise(self) -> None:
         """He et al. (2015) where a ReLU follows; a small head, so that it first answers the prior."""
@@ -151,6 +147,38 @@ class UNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.head.weight, std=0.01)
+
+
+def contract_expand(
+    x: torch.Tensor,
+    down: Iterable[nn.Module],
+    pool: nn.Module,
+    drop: Iterable[nn.Module],
+    widen: Iterable[nn.Module],
+    up: Iterable[nn.Module],
+) -> Iterator[torch.Tensor]:
+    """The U itself: `down` and `drop` per level with `pool` between, then `widen`, join and `up` per level.
+
+    Yields what every `up` answers, the coarsest first, and holds on to none of them.
+    """
+    skips: list[torch.Tensor] = []
+    for level, (block, dropout) in enumerate(zip(down, drop, strict=True)):
+        x = dropout(block(x if level == 0 else pool(x)))
+        skips.append(x)
+    skips.pop()
+    for widening, block in zip(widen, up, strict=True):
+        x = widening(x)
+        x = block(torch.cat([_centre(skips.pop(), x), x], dim=1))
+        yield x
+
+
+def start_at_prior(
+    head: nn.Conv2d, frequencies: Sequence[float], activation: Literal["softmax", "sigmoid"]
+) -> None:
+    """Set the bias of the last convolution so that the first answer is the class frequencies, one per output."""
+    prior = torch.tensor(frequencies, dtype=head.weight.dtype).clamp(_RAREST, 1 - _RAREST)
+    with torch.no_grad():
+        head.bias.copy_(prior.log() if activation == "softmax" else prior.logit())  # type: ignore[union-attr]
 
 
 def _centre(skip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

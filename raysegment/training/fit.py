@@ -40,7 +40,7 @@ def train(
     classes: str | os.PathLike[str] | None = None,
     epochs: int = 8,
     steps_per_epoch: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | str = "auto",
     tile: int | None = None,
     pixel_size: float | None = None,
     sampling: Literal["uniform", "balanced"] = "uniform",
@@ -50,11 +50,16 @@ def train(
     loss: str = "ce+dice",
     class_weights: str = "none",
     augment: Literal["none", "light", "strong"] = "light",
-    base_width: int = 16,
-    depth: int = 4,
+    normalisation: Literal["auto", "zscore", "unit", "imagenet"] = "auto",
+    architecture: str = "unet",
+    pretrained: bool = False,
+    allow_non_commercial: bool = False,
+    deep_supervision: bool = False,
+    base_width: int | None = None,
+    depth: int | str = "auto",
     norm: Literal["batch", "group", "none"] = "batch",
     padding: Literal["same", "valid"] = "same",
-    dropout: float = 0.0,
+    dropout: float | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     ema: bool = True,
     metric: Literal["mean_iou", "mean_dice", "accuracy"] = "mean_iou",
@@ -69,10 +74,12 @@ def train(
     `val`: the share of the images (the last by name), or another folder, to validate on. `batch_size` is that
     of all `workers` together; the result does not depend on how many share it. `pixel_size`: in the images' own
     unit, to which they are resampled and which the model remembers. `sampling`: balanced draws a third of each
-    batch's windows around pixels of the classes that hold less than an equal share. Options that are None are found
-    from the data. Called again with the same data and options, an unfinished run goes on from its last
-    checkpoint, exactly, and a finished one is returned. `mlflow`: the address of an MLflow server that is told, too;
-    by default MLFLOW_TRACKING_URI. It never ends a training.
+    batch's windows around pixels of the classes that hold less than an equal share. `architecture`: unet, unet-keras,
+    or an encoder of another library, such as smp:unet:resnet34, timm:resnet34 or monai:resnet18
+    (:mod:`raysegment.model.encoder`). Options that are None or "auto" are found from the data. Called again with the
+    same data and options, an unfinished run goes on from its last checkpoint, exactly, and a finished one is
+    returned. `mlflow`: the address of an MLflow server that is told, too; by default MLFLOW_TRACKING_URI. It never
+    ends a training.
 
     Raises UsageError, InputError, OutputExistsError before any work; WorkError when the work fails, also when
     the network ends up answering one class everywhere; LockedError when another process writes to `out`.
@@ -82,11 +89,14 @@ def train(
             "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch_size": batch_size, "tile": tile,
             "pixel_size": pixel_size, "sampling": sampling,
             "lr": lr, "schedule": schedule, "warmup": warmup, "loss": loss, "class_weights": class_weights,
-            "augment": augment, "base_width": base_width, "depth": depth, "norm": norm, "padding": padding,
+            "augment": augment, "normalisation": normalisation, "architecture": architecture,
+            "pretrained": pretrained, "allow_non_commercial": allow_non_commercial,
+            "deep_supervision": deep_supervision,
+            "base_width": base_width, "depth": depth, "norm": norm, "padding": padding,
             "dropout": dropout, "precision": precision, "ema": ema, "metric": metric, "seed": seed,
         }
     )  # fmt: skip
-    count, gpus = _workers(workers, batch_size)
+    count, gpus = _workers(workers, settings.batch_size)
     uri = tracking_uri(mlflow)
     asked = request(settings, Path(data), val if isinstance(val, float) else os.fspath(val), _path(classes))
     run = RunFolder(Path(out).absolute())
@@ -96,13 +106,16 @@ def train(
         record = earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
         if record is not None and "result" in record:
             return TrainResult.of_record(run.model, record, already_done=True)
-        if record is None:
+        is_new = record is None
+        record = prepare(asked) if record is None else record
+        count, gpus = _workers(workers, record["settings"]["batch_size"])
+        if is_new:
             run.clear()
-            record = prepare(asked)
         record["workers"] = count
         run.write_record(record)
         run.config.write_text(to_toml({"val": str(val), **record["settings"]}), encoding="utf-8")
         console.say(f"masks: {coding_text(record)}")
+        console.say(record["auto"])
         job = job_of(record, asked, run)
         console.say(_outline(job, count, resumed=run.state.exists()))
         write_report(run)
@@ -218,8 +231,8 @@ def _raise_failure(run: RunFolder, error: Exception | None) -> None:
         ) from error
 
 
-def _workers(wish: int | str, batch_size: int) -> tuple[int, bool]:
-    """(how many, whether each has a GPU).
+def _workers(wish: int | str, batch_size: int | None) -> tuple[int, bool]:
+    """(how many, whether each has a GPU). `batch_size` is None while it is open.
 
     On a CPU one worker per core, each with one thread: on two free cores as fast as one worker with two
     threads (1.2 s a step), and on busy ones, where OpenMP's barriers wait for a thread that has no core, 2.7
@@ -229,10 +242,10 @@ def _workers(wish: int | str, batch_size: int) -> tuple[int, bool]:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wish == "auto":
-        return min(gpus or available_cores(), batch_size), gpus > 0
+        return min(gpus or available_cores(), batch_size or sys.maxsize), gpus > 0
     if not isinstance(wish, int) or wish < 1:
         raise UsageError(f"--workers {wish}: give auto or a number of 1 or more")
-    if wish > batch_size:
+    if batch_size is not None and wish > batch_size:
         raise UsageError(
             f"--workers {wish} is more than --batch-size {batch_size}: every worker needs a sample"
         )

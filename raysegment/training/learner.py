@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from raysegment.model.architectures import build
+from raysegment.model.architectures import StartsAtPrior, build, build_pretrained
 from raysegment.training.losses import Loss
 from raysegment.training.parallel import Workers, key_dropout, share_batches
 from raysegment.training.settings import Resolved
+from raysegment.training.supervision import Supervised, supervised_loss
 
 _WEIGHT_DECAY = 1e-2
 _CLIP = 1.0
@@ -34,15 +35,20 @@ class Learner:
         self.settings, self.workers, self.device, self.weights = settings, workers, device, weights
         self.loss = Loss.parse(settings.loss)
         torch.manual_seed(settings.seed)
-        fresh = build(architecture)
-        fresh.set_prior(prior, self.loss.activation(max(2, len(prior))))
+        fresh = build_pretrained(architecture) if settings.pretrained else build(architecture)
+        if isinstance(fresh, StartsAtPrior):
+            fresh.set_prior(prior, self.loss.activation(max(2, len(prior))))
         self.average = None
         if settings.ema:
             self.average = build(architecture).eval().requires_grad_(False)
             self.average.load_state_dict(fresh.state_dict())
             place(self.average, device)
         self.module = place(share_batches(fresh, workers), device)
-        self.optimizer = torch.optim.AdamW(_groups(self.module), lr=settings.lr)
+        self.learned = self.module
+        """The network, and with deep supervision the heads that only training has."""
+        if settings.deep_supervision:
+            self.learned = place(Supervised(self.module, len(prior)), device)
+        self.optimizer = torch.optim.AdamW(_groups(self.learned), lr=settings.lr)
 
     def learn(
         self, images: torch.Tensor, targets: torch.Tensor, step: int, indices: Sequence[int]
@@ -51,15 +57,18 @@ class Learner:
 
         `images` (n, c, e, e) normalised, `targets` (n, t, t) uint8, e = t + 2·margin. `step` from 0.
         """
-        self.module.train()
+        self.learned.train()
         key_dropout(self.module, ((self.settings.seed, 2, i) for i in indices))
         with self.autocast():
-            logits = self.module(images)
-        loss = self.loss(logits, targets, self.workers, self.weights)
+            answer = self.learned(images)
+        if self.settings.deep_supervision:
+            loss = supervised_loss(self.loss, answer, targets, self.workers, self.weights)
+        else:
+            loss = self.loss(answer, targets, self.workers, self.weights)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.workers.sum_gradients(self.module)
-        nn.utils.clip_grad_norm_(self.module.parameters(), _CLIP)
+        self.workers.sum_gradients(self.learned)
+        nn.utils.clip_grad_norm_(self.learned.parameters(), _CLIP)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(step)
         self.optimizer.step()
@@ -77,10 +86,10 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         average = None if self.average is None else self.average.state_dict()
-        return {"model": self.module.state_dict(), "ema": average, "optimizer": self.optimizer.state_dict()}
+        return {"model": self.learned.state_dict(), "ema": average, "optimizer": self.optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.module.load_state_dict(state["model"])
+        self.learned.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["ema"])

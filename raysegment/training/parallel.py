@@ -21,8 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from raysegment.errors import RaysegmentError
+from raysegment.errors import RaysegmentError, UsageError
 
 #: Gradients travel in buckets of about this many elements.
 _BUCKET = 1 << 22
@@ -185,42 +186,93 @@ class _Normalise(torch.autograd.Function):
         return d_x, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None, None
 
 
-class SampleDropout2d(nn.Module):
-    """Drops whole channels, by a mask that is a function of the sample and not of the worker that has it."""
+class SampleDropout(nn.Module):
+    """Dropout by a mask that is a function of the sample and not of the worker that has it.
 
-    def __init__(self, p: float, place: int) -> None:
+    The mask is drawn over the first `axes` axes of a sample: 0 drops the whole sample (stochastic depth),
+    1 whole channels (Dropout2d), None single values (Dropout).
+    """
+
+    def __init__(self, p: float, place: int, axes: int | None) -> None:
         super().__init__()
-        self.p, self.place = p, place
+        self.p, self.place, self.axes = p, place, axes
         self.keys: tuple[tuple[int, ...], ...] = ()
         """One per sample of the batch, set before every forward."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0:
             return x
-        kept = [np.random.default_rng((*key, self.place)).random(x.shape[1]) >= self.p for key in self.keys]
+        shape = x.shape[1:] if self.axes is None else x.shape[1 : 1 + self.axes]
+        kept = [np.random.default_rng((*key, self.place)).random(shape) >= self.p for key in self.keys]
         mask = torch.from_numpy(np.stack(kept)).to(x.device, x.dtype) / (1 - self.p)
-        return x * mask[:, :, None, None]
+        return x * mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
+
+
+class SummedBatchNormAct2d(SummedBatchNorm2d):
+    """timm's BatchNormAct2d, which drops and activates after the norm, over the pixels of all workers."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
 
 
 def share_batches(module: nn.Module, workers: Workers) -> nn.Module:
-    """Replace, in place, every layer that sees more than one sample or draws at random; weights are kept."""
-    place = 0
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.BatchNorm2d:
-                options = {"eps": child.eps, "momentum": child.momentum}
-                summed = SummedBatchNorm2d(child.num_features, workers=workers, **options)
-                summed.load_state_dict(child.state_dict())
-                setattr(parent, name, summed.to(child.weight))
-            elif isinstance(child, nn.Dropout2d):
-                setattr(parent, name, SampleDropout2d(child.p, place))
-                place += 1
+    """Replace, in place, every layer that sees more than one sample or draws at random; weights are kept.
+
+    Raises UsageError, naming the layer, where it has no counterpart here.
+    """
+    made: dict[nn.Module, nn.Module] = {}  # a layer may stand at two places
+    parents, seen = [module], {module}
+    for parent in parents:
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
+            if child not in made:
+                drops = sum(isinstance(layer, SampleDropout) for layer in made.values())
+                counterpart = _counterpart(child, workers, place=drops)
+                if counterpart is not None:
+                    made[child] = counterpart
+            child = made.get(child, child)
+            setattr(parent, name, child)
+            if child not in seen:
+                parents.append(child)
+                seen.add(child)
     return module
 
 
+def _counterpart(layer: nn.Module, workers: Workers, place: int) -> nn.Module | None:
+    """The layer to put in the place of one that must not stay, None for one that may."""
+    kind = type(layer).__name__
+    if type(layer) is nn.Dropout2d:
+        return SampleDropout(layer.p, place, axes=1)
+    if type(layer) is nn.Dropout:
+        return SampleDropout(layer.p, place, axes=None)
+    if kind == "DropPath" and getattr(layer, "scale_by_keep", False):
+        return SampleDropout(float(layer.drop_prob or 0), place, axes=0)  # type: ignore[arg-type]
+    if isinstance(layer, _BatchNorm) and not isinstance(layer, SummedBatchNorm2d):
+        known = {"BatchNorm2d": SummedBatchNorm2d, "BatchNormAct2d": SummedBatchNormAct2d}.get(kind)
+        if (
+            known is None
+            or not isinstance(layer, nn.BatchNorm2d)
+            or not (layer.affine and layer.track_running_stats)
+        ):
+            raise UsageError(
+                f"the network's {kind}({layer.num_features}) mixes the samples of one worker: "
+                "give a network with BatchNorm2d, GroupNorm or LayerNorm"
+            )
+        summed = known(layer.num_features, workers=workers, eps=layer.eps, momentum=layer.momentum)
+        summed.load_state_dict(layer.state_dict())
+        for name, part in layer.named_children():
+            setattr(summed, name, part)
+        return summed.to(layer.weight)
+    return None
+
+
 def key_dropout(module: nn.Module, keys: Iterable[tuple[int, ...]]) -> None:
-    """Tell every :class:`SampleDropout2d` which samples come next."""
+    """Tell every :class:`SampleDropout` which samples come next."""
     fixed = tuple(keys)
     for child in module.modules():
-        if isinstance(child, SampleDropout2d):
+        if isinstance(child, SampleDropout):
             child.keys = fixed

@@ -25,11 +25,14 @@ from raysegment.raster import PixelSize
 from raysegment.training.balance import ClassIndex, rarer
 from raysegment.training.class_index import class_index
 from raysegment.training.dataset import Format, Scene, common_format, find_scenes, identity, split
+from raysegment.training.encoders import check_encoder, say_licence
+from raysegment.training.fingerprint import Fingerprint, advice, fingerprint
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
+from raysegment.training.normalisation import normalisation
 from raysegment.training.resolution import at_pixel_size
 from raysegment.training.run import RunFolder
-from raysegment.training.settings import Resolved, Settings, check_tile, resolve
+from raysegment.training.settings import Resolved, Settings, check_network, network, resolve
 from raysegment.training.survey import Survey, survey
 from raysegment.training.windows import WindowReader
 
@@ -54,7 +57,8 @@ class Request:
 
 def request(settings: Settings, data: Path, val: str | float, classes: Path | None) -> Request:
     """Find and fingerprint the data. Raises UsageError and InputError for what cannot be right."""
-    check_tile(settings)
+    check_network(settings)
+    check_encoder(settings)
     Loss.parse(settings.loss)
     found = find_scenes(data)
     fraction = _fraction(val)
@@ -80,28 +84,19 @@ def prepare(asked: Request) -> dict[str, Any]:
     fmt = common_format([*asked.train, *asked.val])
     seen = survey(asked.train, asked.val, fmt, asked.classes)
     loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
-    settings = resolve(
-        asked.settings,
-        pixels=sum(s.size.area for s in asked.train),
-        longest_edge=max(max(s.size) for s in asked.train),
-        fast_bf16=has_fast_bf16(pick_device()),
-    )
-    architecture = {
-        "name": "unet",
-        "in_channels": len(fmt.channels),
-        "out_channels": 1 if count == 2 else count,
-        **{key: getattr(settings, key) for key in ("base_width", "depth", "norm", "padding", "dropout")},
-    }
+    found = fingerprint(asked.train, fmt, seen.classes)
+    settings = resolve(asked.settings, found, fast_bf16=has_fast_bf16(pick_device()))
+    architecture = network(settings, len(fmt.channels), 1 if count == 2 else count)
     spec = ModelSpec(
         classes=seen.classes.classes,
         channels=len(fmt.channels),
-        mean=seen.mean,
-        std=seen.std,
+        **normalisation(settings.normalisation, seen, fmt),
         activation=loss.activation(count),
         tile=settings.tile,
         multiple=multiple(architecture),
         margin=margin(architecture),
         pixel_size=asked.pixel_size or fmt.pixel_size,
+        licence=say_licence(settings),
         architecture=architecture,
         provenance={"data": asked.fingerprint, **_versions()},
     )
@@ -113,7 +108,8 @@ def prepare(asked: Request) -> dict[str, Any]:
         "channels": list(fmt.channels),
         "prior": list(seen.frequencies[1:] if count == 2 else seen.frequencies),
         "class_weights": _class_weights(settings.class_weights, seen),
-        "data": _data(asked, fmt, seen),
+        "data": {**_data(asked, fmt, seen), "fingerprint": found.to_json()},
+        "auto": _auto_text(asked.settings, settings, found),
         "versions": _versions(),
         "hardware": _hardware(),
         "git": _git(),
@@ -161,6 +157,17 @@ def _index(record: dict[str, Any], asked: Request, run: RunFolder, classes: Clas
     if not len(index.groups):
         console.warn("--sampling balanced: no class is rarer than others, so windows are drawn uniformly")
     return index
+
+
+def _auto_text(asked: Settings, settings: Resolved, found: Fingerprint) -> str:
+    """What was left open and what it came to, for people."""
+    left_open = (
+        f"{key.replace('_', '-')} {value}"
+        for key, value in settings.model_dump().items()
+        if getattr(asked, key) in (None, "auto") and value is not None
+    )
+    hint = advice(found, settings.tile)
+    return f"auto: {', '.join(left_open)}, from {found}" + (f"; {hint}" if hint else "")
 
 
 def _fraction(val: str | float) -> float | None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from raysegment.errors import UsageError
-from raysegment.model.unet import margin, multiple
+from raysegment.errors import InputError, UsageError
+from raysegment.model import architectures
+from raysegment.training.fingerprint import auto_batch, auto_depth, auto_tile
+
+if TYPE_CHECKING:
+    from raysegment.training.fingerprint import Fingerprint
 
 #: Passes over the training pixels that one epoch makes, and the bounds of its steps.
 _PASSES_PER_EPOCH = 2
 _STEPS = (20, 1000)
-_TILE = 256
 _WARMUP_SHARE = 0.05
+#: Options that some networks take and others do not.
+_NETWORK = ("base_width", "depth", "norm", "padding", "dropout")
 
 
 class Settings(BaseModel):
@@ -25,7 +31,7 @@ class Settings(BaseModel):
 
     epochs: int = Field(default=8, ge=1)
     steps_per_epoch: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     """Of all workers together."""
     tile: int | None = Field(default=None, ge=1)
     """Edge of the pixels that are learned from, of one window."""
@@ -40,15 +46,27 @@ class Settings(BaseModel):
     class_weights: str = "none"
     """none, balanced, or one number per class: "1,2,0.5"."""
     augment: Literal["none", "light", "strong"] = "light"
-    base_width: int = Field(default=16, ge=1)
-    depth: int = Field(default=4, ge=1, le=8)
+    normalisation: Literal["auto", "zscore", "unit", "imagenet"] = "auto"
+    """zscore: by mean and deviation of the training pixels; unit: [0, 1]; imagenet: what pretrained encoders saw."""
+    architecture: str = "unet"
+    pretrained: bool = False
+    """Start from the weights that the encoder's library has for it."""
+    allow_non_commercial: bool = False
+    deep_supervision: bool = False
+    base_width: int | None = Field(default=None, ge=1)
+    depth: int | None = Field(default=None, ge=1, le=8)
     norm: Literal["batch", "group", "none"] = "batch"
     padding: Literal["same", "valid"] = "same"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     ema: bool = True
     metric: Literal["mean_iou", "mean_dice", "accuracy"] = "mean_iou"
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("batch_size", "depth", mode="before")
+    @classmethod
+    def _auto_is_open(cls, value: Any) -> Any:
+        return None if value == "auto" else value
 
     @field_validator("class_weights")
     @classmethod
@@ -75,12 +93,17 @@ class Settings(BaseModel):
 
 
 class Resolved(Settings):
-    """Settings in which nothing is left open; every worker and every resume obeys these."""
+    """Settings in which nothing is left open; every worker and every resume obeys these.
+
+    `base_width`, `depth` and `dropout` are None where the network takes no such option.
+    """
 
     steps_per_epoch: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
     tile: int = Field(ge=1)
     warmup: int = Field(ge=0)
     precision: Literal["fp32", "bf16"]
+    normalisation: Literal["zscore", "unit", "imagenet"] = "zscore"
 
     @property
     def total_steps(self) -> int:
@@ -88,7 +111,7 @@ class Resolved(Settings):
 
     @property
     def margin(self) -> int:
-        return margin(self.depth, self.padding)
+        return architectures.margin(network(self))
 
     @property
     def input_edge(self) -> int:
@@ -104,48 +127,116 @@ class Resolved(Settings):
         return self.lr * (1 - done) ** 0.9 if self.schedule == "poly" else self.lr
 
 
-def resolve(settings: Settings, *, pixels: int, longest_edge: int, fast_bf16: bool) -> Resolved:
-    """Fill in what was left open. `pixels`: of all training images; `longest_edge`: of the largest image.
+def network(settings: Settings, in_channels: int = 1, out_channels: int = 1) -> dict[str, Any]:
+    """The architecture that --architecture and its options say, for :func:`raysegment.model.architectures.build`.
 
-    Raises UsageError when the tile does not fit the network, naming the two nearest that do.
+    Raises UsageError for an unknown one, and for an option that it does not take.
     """
-    check_tile(settings)
-    tile = settings.tile or _default_tile(settings, longest_edge)
-    low, high = _STEPS
-    seen = settings.batch_size * tile**2
-    steps = settings.steps_per_epoch or min(max(math.ceil(_PASSES_PER_EPOCH * pixels / seen), low), high)
-    warmup = settings.warmup
-    if warmup is None:
-        warmup = round(_WARMUP_SHARE * settings.epochs * steps)
+    try:
+        fields = architectures.kind(settings.architecture).model_fields
+    except InputError as e:
+        raise UsageError(f"--architecture {settings.architecture}: {e}") from e
+    options = {}
+    for key in _NETWORK:
+        value = getattr(settings, key)
+        if key in fields:
+            options[key] = fields[key].default if value is None else value
+        elif value != Settings.model_fields[key].default:
+            option = "--" + key.replace("_", "-")
+            raise UsageError(
+                f"{option} {value} does not go with --architecture {settings.architecture}: leave it out"
+            )
+    return {
+        "name": settings.architecture,
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        **options,
+    }
+
+
+def resolve(settings: Settings, seen: Fingerprint, *, fast_bf16: bool) -> Resolved:
+    """Fill in what was left open, from what the data and the machine are like.
+
+    Raises UsageError when the tile does not fit the network, naming the two nearest that do, when not even one
+    window fits into memory, and for what :func:`network` refuses.
+    """
+    from raysegment.training.probe import probe  # which needs torch
+
+    check_network(settings)
+    settings = _with_depth(settings, settings.tile or auto_tile(seen))
+    tile = settings.tile or _rounded_up(settings, auto_tile(seen))
+    architecture = network(settings, seen.channels)
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if fast_bf16 else "fp32"
-    found = {"tile": tile, "steps_per_epoch": steps, "warmup": warmup, "precision": precision}
+    taken = probe(architecture)
+    batch = settings.batch_size or auto_batch(
+        taken, tile + 2 * architectures.margin(architecture), seen.memory, precision
+    )
+    low, high = _STEPS
+    steps = settings.steps_per_epoch or min(
+        max(math.ceil(_PASSES_PER_EPOCH * seen.pixels / (batch * tile**2)), low), high
+    )
+    warmup = settings.warmup
+    if warmup is None:
+        warmup = round(_WARMUP_SHARE * settings.epochs * steps)
+    normalisation = settings.normalisation
+    if normalisation == "auto":
+        normalisation = (
+            "unit" if settings.architecture == "unet-keras" and seen.dtype == "uint8" else "zscore"
+        )
+        if settings.pretrained and seen.channels == 3 and seen.dtype == "uint8":
+            normalisation = "imagenet"
+    found = {
+        "tile": tile,
+        "batch_size": batch,
+        "steps_per_epoch": steps,
+        "warmup": warmup,
+        "precision": precision,
+        "normalisation": normalisation,
+        **{key: architecture[key] for key in _NETWORK if key in architecture},
+    }
     return Resolved.model_validate({**settings.model_dump(), **found})
 
 
-def check_tile(settings: Settings) -> None:
-    """Raises UsageError when --tile does not fit the network, naming the two nearest values that do."""
-    tile = settings.tile
-    if tile is not None and not _fits(settings, tile):
-        step, cut = multiple(settings.depth), 2 * margin(settings.depth, settings.padding)
-        below = (tile + cut) // step * step - cut
-        near = f"{below} or {below + step}" if below > 0 else str(_smallest(settings))
+def check_network(settings: Settings) -> None:
+    """Raises UsageError for what cannot be right whatever the data: see :func:`resolve`; the two nearest tiles that
+    do fit are named."""
+    tile, name = settings.tile, settings.architecture
+    if settings.deep_supervision and ":" in name:
         raise UsageError(
-            f"--tile {tile} does not fit a {settings.depth}-level network with padding {settings.padding}: give {near}"
+            f"--deep-supervision does not go with --architecture {name}: it needs unet or unet-keras"
         )
+    if settings.pretrained and ":" not in name:
+        raise UsageError(
+            f"--pretrained does not go with --architecture {name}: name an encoder, say timm:resnet34"
+        )
+    if tile is None:
+        network(settings)
+        return
+    settings = _with_depth(settings, tile)
+    if not _fits(settings, tile):
+        architecture = network(settings)
+        step, cut = architectures.multiple(architecture), 2 * architectures.margin(architecture)
+        below = (tile + cut) // step * step - cut
+        near = f"{below} or {below + step}" if below > 0 else str(_rounded_up(settings, 1))
+        levels = f"a {settings.depth}-level network" if settings.depth else name
+        raise UsageError(f"--tile {tile} does not fit {levels} with padding {settings.padding}: give {near}")
+
+
+def _with_depth(settings: Settings, tile: int) -> Settings:
+    """With the depth that windows of `tile` px allow, where it is open and the network takes one."""
+    if settings.depth is not None or "depth" not in network(settings):
+        return settings
+    return settings.model_copy(update={"depth": auto_depth(tile)})
 
 
 def _fits(settings: Settings, tile: int) -> bool:
-    cut = 2 * margin(settings.depth, settings.padding)
-    return tile > 0 and (tile + cut) % multiple(settings.depth) == 0
+    architecture = network(settings)
+    cut = 2 * architectures.margin(architecture)
+    return tile > 0 and (tile + cut) % architectures.multiple(architecture) == 0
 
 
-def _smallest(settings: Settings) -> int:
-    return next(t for t in range(1, multiple(settings.depth) + 1) if _fits(settings, t))
-
-
-def _default_tile(settings: Settings, longest_edge: int) -> int:
-    """256, less when every image is smaller, rounded up to what the network takes."""
-    tile = min(_TILE, longest_edge)
-    return next(t for t in range(tile, tile + multiple(settings.depth)) if _fits(settings, t))
+def _rounded_up(settings: Settings, tile: int) -> int:
+    """The smallest tile from `tile` on that the network takes."""
+    return next(t for t in itertools.count(tile) if _fits(settings, t))
