@@ -27,16 +27,16 @@ from raysegment.training.windows import IGNORE
 _BATCH, _STEPS, _EDGE = 5, 3, 16
 
 
-def _settings(loss: str) -> Resolved:
+def _settings(loss: str, norm: str) -> Resolved:
     return Resolved(
         steps_per_epoch=_STEPS, tile=_EDGE, warmup=0, precision="fp32", loss=loss, depth=2, base_width=4,
-        batch_size=_BATCH, dropout=0.4, epochs=1,
+        batch_size=_BATCH, dropout=0.4, epochs=1, norm=norm,
     )  # fmt: skip
 
 
-def _train(workers: Workers, loss: str, outputs: int) -> dict[str, object]:
+def _train(workers: Workers, loss: str, outputs: int, norm: str) -> dict[str, object]:
     """A few steps on this worker's share of fixed batches, from 0 % to 100 % ignored."""
-    settings = _settings(loss)
+    settings = _settings(loss, norm)
     arch = {
         "name": "unet",
         "in_channels": 2,
@@ -44,6 +44,7 @@ def _train(workers: Workers, loss: str, outputs: int) -> dict[str, object]:
         "base_width": 4,
         "depth": 2,
         "dropout": 0.4,
+        "norm": norm,
     }
     prior = [0.3] if outputs == 1 else [1 / outputs] * outputs
     learner = Learner(settings, arch, prior, [1.0, 2.0, 0.5][: max(2, outputs)], workers, torch.device("cpu"))
@@ -63,7 +64,15 @@ def _train(workers: Workers, loss: str, outputs: int) -> dict[str, object]:
     return {"losses": losses, "model": learner.module.state_dict(), "ema": learner.average.state_dict()}
 
 
-_CASES = [("ce+0.5*dice", 3), ("focal+dice", 1), ("bce", 1)]
+#: Every term, and both norms.
+_CASES = [
+    ("ce+0.5*dice", 3, "batch"),
+    ("focal+dice", 1, "batch"),
+    ("bce", 1, "group"),
+    ("ce+tversky(alpha=0.3,beta=0.7,gamma=0.75)", 3, "group"),
+    ("lovasz", 1, "batch"),
+    ("lovasz+focal", 3, "group"),
+]
 
 
 def _rank(rank: int, port: int, out: str) -> None:

@@ -87,7 +87,7 @@ def train(
         int | None, typer.Option(help="Steps over which the learning rate rises. Default: 5 % of all.")
     ] = None,
     loss: Annotated[
-        str, typer.Option(metavar="EXPR", help="Sum of ce, bce, focal(alpha=,gamma=), dice with weights.")
+        str, typer.Option(metavar="EXPR", help="Sum of ce, bce, focal(), dice, tversky(), lovasz with weights.")
     ] = "ce+dice",
     class_weights: Annotated[
         str, typer.Option(metavar="none|balanced|A,B,…", help="How much each class counts in the loss.")
