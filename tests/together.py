@@ -23,11 +23,18 @@ class _Thread(Workers):
         self._shares, self._barrier = shares, barrier
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self._all(values)).sum(dim=0)
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._all(rows))
+
+    def _all(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Every worker's values."""
         self._shares[self.rank] = values.detach().clone()
         self._barrier.wait(timeout=60)
-        total = sum(self._shares[1:], self._shares[0])
+        found = list(self._shares)
         self._barrier.wait(timeout=60)
-        return total
+        return found
 
 
 def together(size: int, work: Callable[[Workers], Answer]) -> list[Answer]:

@@ -52,7 +52,7 @@ def train(
     dropout: float = 0.0,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     ema: bool = True,
-    metric: Literal["mean_iou", "mean_dice", "accuracy"] = "mean_iou",
+    metric: str = "mean_iou",
     seed: int = 0,
     workers: int | str = "auto",
     resume: bool = False,
@@ -62,8 +62,10 @@ def train(
 
     `val`: the share of the images (the last by name), or another folder, to validate on. `batch_size` is that
     of all `workers` together; the result does not depend on how many share it. Options that are None are found
-    from the data. Called again with the same data and options, an unfinished run goes on from its last
-    checkpoint, exactly, and a finished one is returned.
+    from the data. `metric`: mean_iou, mean_dice, accuracy, mean_iou_per_image, mean_dice_per_image, boundary_f1, v_rand
+    (of membranes: the rarer of two classes, or v_rand:CLASS), iou:CLASS or dice:CLASS; the best model by it is kept,
+    with the operating thresholds that are best for it. Called again with the same data and options, an unfinished
+    run goes on from its last checkpoint, exactly, and a finished one is returned.
 
     Raises UsageError, InputError, OutputExistsError before any work; WorkError when the work fails, also when
     the network ends up answering one class everywhere; LockedError when another process writes to `out`.

@@ -14,7 +14,6 @@ import torch
 
 from raysegment.classes import ClassMap
 from raysegment.errors import WorkError
-from raysegment.metrics import Scores
 from raysegment.model.file import load_model
 from raysegment.model.model import normalise
 from raysegment.model.spec import ModelSpec
@@ -23,10 +22,10 @@ from raysegment.training.batches import Batch, load_batch, read_ahead
 from raysegment.training.dataset import Scene
 from raysegment.training.keeper import Keeper, json_line
 from raysegment.training.learner import Learner, place
+from raysegment.training.metric import Metric
 from raysegment.training.parallel import Workers
 from raysegment.training.run import RunFolder
 from raysegment.training.settings import Resolved
-from raysegment.training.thresholds import choose
 from raysegment.training.validate import Validator, spread, views
 from raysegment.training.verdict import constant_answer
 from raysegment.training.windows import WindowReader, WindowSampler
@@ -90,13 +89,17 @@ class _Worker:
         self.sampler = WindowSampler([scene.size for scene in job.train], s.tile, s.seed)
         self.reader = WindowReader(job.train, job.channels, job.classes)
         self.views = views([scene.size for scene in job.val], s.tile)
+        shares = job.prior if len(job.prior) > 1 else (1 - job.prior[0], job.prior[0])
+        self.metric = Metric.of(s.metric, job.spec.class_names, shares)
         self.validator = Validator(
             WindowReader(job.val, job.channels, job.classes),
             job.spec,
+            self.metric,
             workers,
             device,
             max(1, s.batch_size // workers.size),
             self.learner.autocast,
+            s.precision,
         )
         self.keeper = Keeper(job.run, leads=workers.rank == 0)
         self.standing = _Standing()
@@ -158,7 +161,7 @@ class _Worker:
 
     def _end_epoch(self, epoch: int) -> None:
         s, at = self.settings, self.standing
-        scores = self._scores(self.learner.best, _VIEWS_PER_EPOCH)
+        scores = self.validator.in_windows(self.learner.best, spread(self.views, _VIEWS_PER_EPOCH))
         record = {
             "epoch": epoch + 1,
             "step": at.step,
@@ -169,7 +172,7 @@ class _Worker:
         }
         at.loss_sum = 0.0
         at.history.append(json_line(record))
-        value = float(getattr(scores, s.metric))
+        value = self.metric.value(scores)
         if value > at.best:
             at.best, at.best_epoch = value, epoch + 1
             self.keeper.model(self.learner.best, self._spec())
@@ -177,12 +180,12 @@ class _Worker:
         self._checkpoint()
 
     def _finish(self) -> None:
-        """Thresholds and final scores of the best model, over all views."""
+        """Thresholds and final scores of the best model, over whole scenes."""
         self.workers.agree(self.keeper.trouble)
         at = self.standing
         module = place(load_model(self.job.run.model).module, self.device)
-        thresholds = choose(*self.validator.sample(module, self.views), self.settings.metric)
-        scores = self._scores(module, len(self.views), thresholds)
+        thresholds = self.validator.thresholds(module)
+        scores = self.validator.in_scenes(module, thresholds)
         self.workers.agree(constant_answer(scores, self.settings))
         self.keeper.model(module, self._spec(thresholds))
         self._pass_time()
@@ -191,18 +194,13 @@ class _Worker:
                 "steps": at.step,
                 "best": {"epoch": at.best_epoch, self.settings.metric: at.best},
                 "thresholds": thresholds,
+                "validation": self.validator.rules(thresholds),
                 "metrics": scores.to_json(),
                 "images_per_s": at.step * self.settings.batch_size / at.train_s,
                 "wall_s": at.wall_s,
             }
         )
         self.workers.agree(self.keeper.trouble)
-
-    def _scores(
-        self, module: torch.nn.Module, at_most: int, thresholds: tuple[float, ...] | None = None
-    ) -> Scores:
-        counts = self.validator.count(module, spread(self.views, at_most), thresholds)
-        return Scores.of(counts, self.job.spec.class_names)
 
     def _spec(self, thresholds: tuple[float, ...] | None = None) -> ModelSpec:
         """Of the best model so far."""

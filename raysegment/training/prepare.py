@@ -23,6 +23,7 @@ from raysegment.model.spec import Class, ModelSpec
 from raysegment.training.dataset import Format, Scene, common_format, find_scenes, identity, split
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
+from raysegment.training.metric import Metric
 from raysegment.training.run import RunFolder
 from raysegment.training.settings import Resolved, Settings, check_tile, resolve
 from raysegment.training.survey import Survey, survey
@@ -46,6 +47,7 @@ def request(settings: Settings, data: Path, val: str | float, classes: Path | No
     """Find and fingerprint the data. Raises UsageError and InputError for what cannot be right."""
     check_tile(settings)
     Loss.parse(settings.loss)
+    Metric.parse(settings.metric)
     found = find_scenes(data)
     fraction = _fraction(val)
     train, held = split(found, fraction) if fraction is not None else (found, find_scenes(str(val)))
@@ -65,6 +67,7 @@ def prepare(asked: Request) -> dict[str, Any]:
     fmt = common_format([*asked.train, *asked.val])
     seen = survey(asked.train, asked.val, fmt, asked.classes)
     loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
+    Metric.of(asked.settings.metric, seen.classes.names, seen.frequencies)
     settings = resolve(
         asked.settings,
         pixels=sum(s.size.area for s in asked.train),
