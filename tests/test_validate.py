@@ -68,7 +68,6 @@ class _Shrink(nn.Module):
 
 
 _SIZE = Size(50, 41)
-_SEEN = views([_SIZE] * 3, 16)
 
 
 def _validator(
@@ -110,14 +109,16 @@ def test_counts_are_those_of_the_whole_scenes(
     theta = thresholds or (0.5, 0.5)
     predicted = (p1 / theta[1] > (1 - p1) / theta[0]).astype(int)
     truth = np.where(masks == 9, 255, masks)
-    in_windows = validator.in_windows(_Shrink(margin), _SEEN, thresholds)
     in_scenes = validator.in_scenes(_Shrink(margin), thresholds)
-    assert in_windows.confusion == tuple(map(tuple, confusion(truth, predicted, 2).tolist()))
     tally = Tally(3, 2, boundaries=True)
     for i in range(3):
         tally.add(i, truth[i], predicted[i])
     assert in_scenes == tally.scores(["class 0", "class 1"])
-    assert in_windows.mean_iou_per_image == in_scenes.mean_iou_per_image
+    assert in_scenes.confusion == tuple(map(tuple, confusion(truth, predicted, 2).tolist()))
+    if thresholds is None:  # an epoch's windows hold every pixel once, too
+        in_windows = validator.after_epoch(_Shrink(margin))
+        assert in_windows.confusion == in_scenes.confusion
+        assert in_windows.mean_iou_per_image == in_scenes.mean_iou_per_image
 
 
 def _as_one_of(size: int, root: Path, metric: str) -> list[tuple[object, ...]]:
@@ -125,7 +126,7 @@ def _as_one_of(size: int, root: Path, metric: str) -> list[tuple[object, ...]]:
         validator, _, _ = _validator(root / str(workers.rank), 0, workers, metric)
         network = _Shrink(0)
         theta = validator.thresholds(network)
-        return theta, validator.in_windows(network, _SEEN), validator.in_scenes(network, theta)
+        return theta, validator.after_epoch(network), validator.in_scenes(network, theta)
 
     for rank in range(size):
         (root / str(rank)).mkdir(exist_ok=True)
@@ -276,6 +277,13 @@ def test_a_class_that_validation_lacks_keeps_its_odds() -> None:
     assert thresholds[2] < thresholds[1]
 
 
+def test_without_a_pixel_that_counts_thresholds_stay_equal() -> None:
+    nothing = np.empty((0, 2), np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
+    assert choose(*nothing, Metric("mean_iou"), _TWO) is None
+    tried = for_membranes(2, 1)
+    assert best_for_membranes(tried, np.zeros((len(tried), 3), np.int64)) is None
+
+
 def test_of_thresholds_that_are_as_good_the_middle_is_taken() -> None:
     tried = for_membranes(2, 0)
     assert tried[len(tried) // 2] == (0.5, 0.5)
@@ -313,7 +321,7 @@ def test_v_rand_has_its_own_thresholds(tmp_path: Path) -> None:
     assert equal is not None
     assert best is not None
     assert equal < 0.5 < 0.99 < best
-    epoch = validator.in_windows(_Shrink(0), views([Size(64, 64)], 64)).v_rand
+    epoch = validator.after_epoch(_Shrink(0)).v_rand
     assert epoch is not None
     assert equal < epoch <= best
     assert "v_rand:class 1" in validator.rules(theta)["thresholds"]
@@ -333,7 +341,7 @@ def test_metrics_are_named_and_mistakes_too() -> None:
         ("mean_iuo", "the nearest is 'mean_iou'; there are mean_iou,"),
         ("iou", "write iou:CLASS, or mean_iou"),
         ("accuracy:road", "accuracy is of all classes"),
-        ("iou:raod", "no class 'raod'; the nearest is 'road'"),
+        ("iou:raod", "no class 'raod' among field, road; the nearest is 'road'"),
     ):
         with pytest.raises(UsageError, match=message):
             Metric.of(text, names, shares)

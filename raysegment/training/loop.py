@@ -26,12 +26,9 @@ from raysegment.training.metric import Metric
 from raysegment.training.parallel import Workers
 from raysegment.training.run import RunFolder
 from raysegment.training.settings import Resolved
-from raysegment.training.validate import Validator, spread, views
+from raysegment.training.validate import Validator
 from raysegment.training.verdict import constant_answer
 from raysegment.training.windows import WindowReader, WindowSampler
-
-#: Views that are answered after each epoch; the end of the run answers all.
-_VIEWS_PER_EPOCH = 256
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,6 @@ class _Worker:
         self.learner = Learner(s, job.spec.architecture, job.prior, job.weights, workers, device)
         self.sampler = WindowSampler([scene.size for scene in job.train], s.tile, s.seed)
         self.reader = WindowReader(job.train, job.channels, job.classes)
-        self.views = views([scene.size for scene in job.val], s.tile)
         shares = job.prior if len(job.prior) > 1 else (1 - job.prior[0], job.prior[0])
         self.metric = Metric.of(s.metric, job.spec.class_names, shares)
         self.validator = Validator(
@@ -161,7 +157,7 @@ class _Worker:
 
     def _end_epoch(self, epoch: int) -> None:
         s, at = self.settings, self.standing
-        scores = self.validator.in_windows(self.learner.best, spread(self.views, _VIEWS_PER_EPOCH))
+        scores = self.validator.after_epoch(self.learner.best)
         record = {
             "epoch": epoch + 1,
             "step": at.step,

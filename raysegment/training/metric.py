@@ -44,7 +44,9 @@ class Metric:
         metric = cls.parse(text)
         if metric.of_class is not None and metric.of_class not in names:
             near = difflib.get_close_matches(metric.of_class, names, n=1, cutoff=0)[0]
-            raise UsageError(f"--metric {text!r}: no class {metric.of_class!r}; the nearest is {near!r}")
+            raise UsageError(
+                f"--metric {text!r}: no class {metric.of_class!r} among {', '.join(names)}; the nearest is {near!r}"
+            )
         if metric.name != "v_rand" or metric.of_class is not None:
             return metric
         if len(names) > 2:

@@ -1,7 +1,7 @@
 """Validation: every pixel of the validation scenes answered, as counts summed over the workers.
 
-After an epoch in windows, for speed: a pixel is answered once, and outlines and cells are those of the windows. At the
-end of a run whole scenes, as `infer` answers them (stitched.py).
+At the end of a run whole scenes, as `infer` answers them (stitched.py). After an epoch in windows, for speed: a pixel
+is answered once, and outlines are those of the windows. But V_Rand is always that of scenes: no cell is cut.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from raysegment.training.stitched import Engine, Piece, pieces, planes
 from raysegment.training.thresholds import best_for_membranes, choose, for_membranes
 from raysegment.training.windows import IGNORE, WindowReader
 
+#: Views that are answered after an epoch, of all workers together; the end of the run answers all.
+_VIEWS_PER_EPOCH = 256
 #: Pixels, over all workers, whose probabilities are kept to choose thresholds from.
 _KEPT_PX = 200_000
 
@@ -64,7 +66,7 @@ def views(sizes: Sequence[Size], tile: int) -> list[View]:
     return found
 
 
-def spread(items: Sequence[View], at_most: int) -> list[View]:
+def spread(items: Sequence[Part], at_most: int) -> list[Part]:
     """`at_most` of the items, at equal distances."""
     if len(items) <= at_most:
         return list(items)
@@ -85,16 +87,18 @@ class Validator:
     autocast: Callable[[], torch.autocast]
     precision: str = "fp32"
 
-    def in_windows(
-        self, module: nn.Module, views: Sequence[View], thresholds: Thresholds | None = None
-    ) -> Scores:
-        """Scores of the views. V_Rand is that at the best of a few thresholds, whatever `thresholds` are."""
-        tried = self._tried(few=True)
-        mine = self._mine(views)
-        outlines = self.metric.needs_outlines
-        tally, pairs = self._count(self._windowed(module, mine), thresholds, tried, outlines)
-        scores = tally.scores(self.spec.class_names)
-        return replace(scores, v_rand=max(map(v_rand, pairs))) if tried else scores
+    def after_epoch(self, module: nn.Module) -> Scores:
+        """Scores of a share of the pixels, at equal thresholds; but V_Rand at the best of a few."""
+        tile, names = self.spec.tile, self.spec.class_names
+        if tried := self._tried(few=True):
+            area = sum(p.window.area for p in self._pieces)
+            affordable = max(1, _VIEWS_PER_EPOCH * tile**2 * len(self._pieces) // area)
+            answers = self._stitched(module, self._mine(spread(self._pieces, affordable)))
+            tally, pairs = self._count(answers, None, tried, False)
+            return replace(tally.scores(names), v_rand=max(map(v_rand, pairs)))
+        seen = spread(views([scene.size for scene in self.reader.scenes], tile), _VIEWS_PER_EPOCH)
+        answers = self._windowed(module, self._mine(seen))
+        return self._count(answers, None, (), self.metric.needs_outlines)[0].scores(names)
 
     def in_scenes(self, module: nn.Module, thresholds: Thresholds | None = None) -> Scores:
         """Scores of whole scenes, stitched as `infer` does, at these thresholds."""
@@ -131,12 +135,12 @@ class Validator:
     def rules(self, thresholds: Thresholds | None) -> dict[str, str]:
         """How the final scores came about, for people and for run.json."""
         plan = Engine(self.spec, self.precision, self.device, 1).plan
-        way = "equal" if thresholds is None else "argmax of p/θ"
+        equal = f"equal, no others being clearly better for {self._chosen_for} on these pixels"
+        chosen = f"argmax of p/θ, θ best for {self._chosen_for} on these very pixels: the scores are an upper bound"
         return {
             "scores": f"whole scenes, stitched: tile {plan.tile}, overlap {plan.overlap}, {plan.blend} blend, "
             "no test-time augmentation",
-            "thresholds": f"{way}: best for {self._chosen_for} on the validation pixels that are scored here, "
-            "so these scores are an upper bound",
+            "thresholds": equal if thresholds is None else chosen,
         }
 
     @property
