@@ -3,7 +3,8 @@
 Start with :func:`train` (fit.py), then loop.py: what every worker does from the first step to the last. Its parts, in
 the order of the data: dataset.py (pairs, checks), coding.py and survey.py (what the masks mean, what the pixels are
 like), windows.py and batches.py (samples by index), augment.py, losses/, parallel.py (many workers, one batch),
-learner.py (one step), validate.py, thresholds.py. prepare.py and run.py: what is resolved once, and where it is kept.
+learner.py (one step), validate.py (stitched.py, metric.py, thresholds.py). prepare.py and run.py: what is resolved
+once, and where it is kept.
 """
 
 from __future__ import annotations
