@@ -1,10 +1,12 @@
-"""1, 2 and 4 workers, one batch: the same loss, the same weights, in float64 over gloo."""
+"""1, 2 and 4 workers, one batch: the same loss, the same gradients, the same weights, over gloo."""
 
 from __future__ import annotations
 
 import copy
 import socket
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,55 +27,87 @@ from raysegment.training.parallel import (
 from raysegment.training.settings import Resolved
 from raysegment.training.windows import IGNORE
 
-_BATCH, _STEPS, _EDGE = 5, 3, 16
+_BATCH, _EDGE = 5, 16
 
 
-def _settings(loss: str, name: str) -> Resolved:
+@dataclass(frozen=True)
+class _Case:
+    loss: str
+    outputs: int
+    norm: str
+    steps: int = 3
+    dtype: torch.dtype = torch.float64
+    network: str = "unet"
+
+
+#: Every term, and both norms.
+_CASES = [
+    _Case("ce+0.5*dice", 3, "batch"),
+    _Case("focal+dice", 1, "batch"),
+    _Case("bce", 1, "group"),
+    _Case("ce+tversky(alpha=0.3,beta=0.7,gamma=0.75)", 3, "group"),
+    _Case("lovasz", 1, "batch"),
+    _Case("lovasz+focal", 3, "group"),
+    _Case("ce+dice", 3, "batch", network="unet-keras"),
+    _Case("ce+dice", 3, "batch", 10, torch.float32),
+    _Case("0.5*focal+tversky+lovasz", 1, "group", 10, torch.float32),
+]
+_LONG = [_Case("ce+dice", 3, "batch", 50), _Case("0.5*focal+dice+lovasz", 1, "group", 50)]
+
+
+def _settings(case: _Case) -> Resolved:
     return Resolved(
-        steps_per_epoch=_STEPS, tile=_EDGE, warmup=0, precision="fp32", loss=loss, depth=2, base_width=4,
-        batch_size=_BATCH, dropout=0.4, epochs=1, architecture=name, deep_supervision=name == "unet-keras",
+        steps_per_epoch=case.steps, tile=_EDGE, warmup=0, precision="fp32", loss=case.loss, depth=2, base_width=4,
+        batch_size=_BATCH, dropout=0.4, epochs=1, norm=case.norm, architecture=case.network,
+        deep_supervision=case.network == "unet-keras",
     )  # fmt: skip
 
 
-def _train(workers: Workers, loss: str, outputs: int, name: str = "unet") -> dict[str, object]:
-    """A few steps on this worker's share of fixed batches, from 0 % to 100 % ignored."""
-    settings = _settings(loss, name)
-    arch = {
-        "name": name,
+def _train(workers: Workers, case: _Case) -> dict[str, Any]:
+    """Some steps on this worker's share of fixed batches, from 0 % to 100 % ignored."""
+    outputs, settings = case.outputs, _settings(case)
+    arch: dict[str, Any] = {
+        "name": case.network,
         "in_channels": 2,
         "out_channels": outputs,
         "base_width": 4,
         "depth": 2,
         "dropout": 0.4,
     }
+    if case.network == "unet":
+        arch["norm"] = case.norm
     prior = [0.3] if outputs == 1 else [1 / outputs] * outputs
     learner = Learner(settings, arch, prior, [1.0, 2.0, 0.5][: max(2, outputs)], workers, torch.device("cpu"))
-    learner.learned.double()
+    learner.learned.to(case.dtype)
     assert learner.average is not None
-    learner.average.double()
+    learner.average.to(case.dtype)
     rng = np.random.default_rng(7)
-    losses = []
-    for step in range(_STEPS):
-        images = torch.from_numpy(rng.normal(size=(_BATCH, 2, _EDGE, _EDGE)))
+    losses, gradients = [], {}
+    for step in range(case.steps):
+        images = torch.from_numpy(rng.normal(size=(_BATCH, 2, _EDGE, _EDGE))).to(case.dtype)
         targets = torch.from_numpy(rng.integers(0, max(2, outputs), (_BATCH, _EDGE, _EDGE)).astype(np.uint8))
         share_ignored = np.linspace(0, 1, _BATCH)[:, None, None]
         targets[torch.from_numpy(rng.random((_BATCH, _EDGE, _EDGE)) < share_ignored)] = IGNORE
         mine = list(workers.share(_BATCH))
         indices = [step * _BATCH + i for i in mine]
         losses.append(float(learner.learn(images[mine], targets[mine], step, indices)))
-    return {"losses": losses, "model": learner.module.state_dict(), "ema": learner.average.state_dict()}
+        if step == 0:
+            gradients = {name: p.grad.clone() for name, p in learner.module.named_parameters()}
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "model": learner.module.state_dict(),
+        "ema": learner.average.state_dict(),
+    }
 
 
-_CASES = [("ce+0.5*dice", 3), ("focal+dice", 1), ("bce", 1), ("ce+dice", 3, "unet-keras")]
-
-
-def _rank(rank: int, port: int, out: str) -> None:
+def _rank(rank: int, port: int, cases: list[_Case], out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=4)
     pair = dist.new_group([0, 1])
-    results = {4: [_train(Workers(), *case) for case in _CASES]}
+    results = {4: [_train(Workers(), case) for case in cases]}
     if rank < 2:
-        results[2] = [_train(Workers(pair), *case) for case in _CASES]
+        results[2] = [_train(Workers(pair), case) for case in cases]
     rows = torch.full((rank, 2), float(rank))
     gathered = Workers().gather(rows)
     assert gathered[:, 0].tolist() == [1, 2, 2, 3, 3, 3]
@@ -83,20 +117,31 @@ def _rank(rank: int, port: int, out: str) -> None:
     dist.destroy_process_group()
 
 
-def test_loss_and_weights_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cases", [_CASES, pytest.param(_LONG, marks=pytest.mark.slow)], ids=["terms", "curves"]
+)
+def test_losses_gradients_and_weights_do_not_depend_on_the_number_of_workers(
+    tmp_path: Path, cases: list[_Case]
+) -> None:
     torch.set_num_threads(1)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_rank, (port, str(tmp_path / "results.pt")), nprocs=4)
+    mp.spawn(_rank, (port, cases, str(tmp_path / "results.pt")), nprocs=4)
     results = torch.load(tmp_path / "results.pt", weights_only=True)
-    for k, case in enumerate(_CASES):
-        alone = _train(Workers(), *case)
-        assert len(set(alone["losses"])) == _STEPS
+    for k, case in enumerate(cases):
+        alone = _train(Workers(), case)
+        assert len(set(alone["losses"])) == case.steps
+        near = 1e-10 if case.dtype == torch.float64 else 1e-5
+        largest = max(float(g.abs().max()) for g in alone["gradients"].values())
         for size in (2, 4):
             shared = results[size][k]
-            assert shared["losses"] == pytest.approx(alone["losses"], abs=1e-10)
-            for part in ("model", "ema"):
+            assert shared["losses"] == pytest.approx(alone["losses"], rel=near, abs=near)
+            for name, value in alone["gradients"].items():
+                torch.testing.assert_close(
+                    shared["gradients"][name], value, rtol=0, atol=near * largest, msg=f"{case} {name}"
+                )
+            for part in ("model", "ema") if case.dtype == torch.float64 else ():
                 for name, value in alone[part].items():
                     torch.testing.assert_close(
                         shared[part][name], value, rtol=0, atol=1e-10, msg=f"{case} {name}"

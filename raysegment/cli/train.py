@@ -52,12 +52,6 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
-class Metric(StrEnum):
-    mean_iou = "mean_iou"
-    mean_dice = "mean_dice"
-    accuracy = "accuracy"
-
-
 def _auto_or_number(text: str) -> int | str:
     if text == "auto":
         return text
@@ -111,7 +105,8 @@ def train(
         int | None, typer.Option(help="Steps over which the learning rate rises. Default: 5 % of all.")
     ] = None,
     loss: Annotated[
-        str, typer.Option(metavar="EXPR", help="Sum of ce, bce, focal(alpha=,gamma=), dice with weights.")
+        str,
+        typer.Option(metavar="EXPR", help="Sum of ce, bce, focal(), dice, tversky(), lovasz with weights."),
     ] = "ce+dice",
     class_weights: Annotated[
         str, typer.Option(metavar="none|balanced|A,B,…", help="How much each class counts in the loss.")
@@ -152,8 +147,12 @@ def train(
     ] = Precision.auto,
     ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Keep a moving average of the weights.")] = True,
     metric: Annotated[
-        Metric, typer.Option(help="Validation score that the best model has.")
-    ] = Metric.mean_iou,
+        str,
+        typer.Option(
+            metavar="mean_iou|mean_dice|accuracy|boundary_f1|v_rand|iou:CLASS|…",
+            help="Validation score that the best model has; thresholds are chosen for it.",
+        ),
+    ] = "mean_iou",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     workers: Annotated[
         str, typer.Option(metavar="auto|N", help="Workers that share each batch; the result is the same.")
@@ -199,7 +198,7 @@ def train(
         dropout=dropout,
         precision=precision.value,
         ema=ema,
-        metric=metric.value,
+        metric=metric,
         seed=seed,
         workers=_auto_or_number(workers),
         mlflow=mlflow,

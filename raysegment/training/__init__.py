@@ -2,9 +2,10 @@
 
 Start with :func:`train` (fit.py), then loop.py: what every worker does from the first step to the last. Its parts, in
 the order of the data: dataset.py (pairs, checks), coding.py and survey.py (what the masks mean, what the pixels are
-like), resolution.py (at which pixel size), windows.py and batches.py (samples by index),
-balance.py and class_index.py (rarer classes more often), augment.py, losses.py, parallel.py (many workers, one batch),
-learner.py (one step), validate.py, thresholds.py. prepare.py and run.py: what is resolved once, and where it is kept.
+like), resolution.py (at which pixel size), fingerprint.py and settings.py (what follows from that), windows.py and
+batches.py (samples by index), balance.py and class_index.py (rarer classes more often), augment.py, losses/,
+parallel.py (many workers, one batch), learner.py (one step), validate.py (stitched.py, metric.py, thresholds.py).
+prepare.py and run.py: what is resolved once, and where it is kept. report.py and exhibits.py: what people look at.
 """
 
 from __future__ import annotations

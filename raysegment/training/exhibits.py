@@ -46,7 +46,10 @@ class _Answer:
 
 
 def find(
-    validator: Validator, module: nn.Module, views: Sequence[View], thresholds: Sequence[float] | None = None
+    validator: Validator,
+    module: nn.Module,
+    views: Sequence[View],
+    thresholds: tuple[float, ...] | None = None,
 ) -> list[Shown]:
     """The worst windows, worst first, then the best, best first; all workers together, the same answer on each.
 

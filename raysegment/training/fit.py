@@ -62,7 +62,7 @@ def train(
     dropout: float | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     ema: bool = True,
-    metric: Literal["mean_iou", "mean_dice", "accuracy"] = "mean_iou",
+    metric: str = "mean_iou",
     seed: int = 0,
     workers: int | str = "auto",
     mlflow: str | None = None,
@@ -76,10 +76,12 @@ def train(
     unit, to which they are resampled and which the model remembers. `sampling`: balanced draws a third of each
     batch's windows around pixels of the classes that hold less than an equal share. `architecture`: unet, unet-keras,
     or an encoder of another library, such as smp:unet:resnet34, timm:resnet34 or monai:resnet18
-    (:mod:`raysegment.model.encoder`). Options that are None or "auto" are found from the data. Called again with the
-    same data and options, an unfinished run goes on from its last checkpoint, exactly, and a finished one is
-    returned. `mlflow`: the address of an MLflow server that is told, too; by default MLFLOW_TRACKING_URI. It never
-    ends a training.
+    (:mod:`raysegment.model.encoder`). `metric`: mean_iou, mean_dice, accuracy, mean_iou_per_image,
+    mean_dice_per_image, boundary_f1, v_rand (of membranes: the rarer of two classes, or v_rand:CLASS), iou:CLASS or
+    dice:CLASS; the best model by it is kept, with the operating thresholds that are best for it. Options that are None
+    or "auto" are found from the data. Called again with the same data and options, an unfinished run goes on from its
+    last checkpoint, exactly, and a finished one is returned. `mlflow`: the address of an MLflow server that is told,
+    too; by default MLFLOW_TRACKING_URI. It never ends a training.
 
     Raises UsageError, InputError, OutputExistsError before any work; WorkError when the work fails, also when
     the network ends up answering one class everywhere; LockedError when another process writes to `out`.

@@ -14,7 +14,6 @@ import torch
 
 from raysegment.classes import ClassMap
 from raysegment.errors import WorkError
-from raysegment.metrics import Scores
 from raysegment.model.file import load_model
 from raysegment.model.model import normalise
 from raysegment.model.spec import ModelSpec
@@ -25,18 +24,16 @@ from raysegment.training.dataset import Scene
 from raysegment.training.exhibits import find
 from raysegment.training.keeper import Keeper, json_line
 from raysegment.training.learner import Learner, place
+from raysegment.training.metric import Metric
 from raysegment.training.parallel import Workers
 from raysegment.training.run import RunFolder
 from raysegment.training.settings import Resolved
-from raysegment.training.thresholds import choose
-from raysegment.training.validate import Validator, spread, views
+from raysegment.training.validate import Validator
 from raysegment.training.verdict import constant_answer
 from raysegment.training.windows import Sampler, WindowReader, WindowSampler
 
-#: Views that are answered after each epoch; the end of the run answers all.
-_VIEWS_PER_EPOCH = 256
-#: Views that are pictured after each epoch.
-_VIEWS_SHOWN = 4
+#: Views that are pictured after each epoch, and looked through for pictures at the end of the run.
+_VIEWS_SHOWN, _VIEWS_SEEN = 4, 256
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,17 @@ class _Worker:
         if job.index is not None:
             self.sampler = BalancedSampler(self.sampler, job.index, s.batch_size)
         self.reader = WindowReader(job.train, job.channels, job.classes)
-        self.views = views([scene.size for scene in job.val], s.tile)
+        shares = job.prior if len(job.prior) > 1 else (1 - job.prior[0], job.prior[0])
+        self.metric = Metric.of(s.metric, job.spec.class_names, shares)
         self.validator = Validator(
             WindowReader(job.val, job.channels, job.classes),
             job.spec,
+            self.metric,
             workers,
             device,
             max(1, s.batch_size // workers.size),
             self.learner.autocast,
+            s.precision,
         )
         self.keeper = Keeper(job.run, leads=workers.rank == 0)
         self.standing = _Standing()
@@ -166,7 +166,7 @@ class _Worker:
 
     def _end_epoch(self, epoch: int) -> None:
         s, at = self.settings, self.standing
-        scores = self._scores(self.learner.best, _VIEWS_PER_EPOCH)
+        scores = self.validator.after_epoch(self.learner.best)
         record = {
             "epoch": epoch + 1,
             "step": at.step,
@@ -177,7 +177,7 @@ class _Worker:
         }
         at.loss_sum = 0.0
         at.history.append(json_line(record))
-        value = float(getattr(scores, s.metric))
+        value = self.metric.value(scores)
         if value > at.best:
             at.best, at.best_epoch = value, epoch + 1
             self.keeper.model(self.learner.best, self._spec())
@@ -186,13 +186,13 @@ class _Worker:
         self._checkpoint()
 
     def _finish(self) -> None:
-        """Thresholds and final scores of the best model, over all views."""
+        """Thresholds and final scores of the best model, over whole scenes."""
         self.workers.agree(self.keeper.trouble)
         at = self.standing
         module = place(load_model(self.job.run.model).module, self.device)
-        thresholds = choose(*self.validator.sample(module, self.views), self.settings.metric)
-        scores = self._scores(module, len(self.views), thresholds)
-        self._show(module, _VIEWS_PER_EPOCH, thresholds)
+        thresholds = self.validator.thresholds(module)
+        scores = self.validator.in_scenes(module, thresholds)
+        self._show(module, _VIEWS_SEEN, thresholds)
         self.workers.agree(constant_answer(scores, self.settings))
         self.keeper.model(module, self._spec(thresholds))
         self._pass_time()
@@ -201,6 +201,7 @@ class _Worker:
                 "steps": at.step,
                 "best": {"epoch": at.best_epoch, self.settings.metric: at.best},
                 "thresholds": thresholds,
+                "validation": self.validator.rules(thresholds),
                 "metrics": scores.to_json(),
                 "images_per_s": at.step * self.settings.batch_size / at.train_s,
                 "wall_s": at.wall_s,
@@ -208,17 +209,11 @@ class _Worker:
         )
         self.workers.agree(self.keeper.trouble)
 
-    def _scores(
-        self, module: torch.nn.Module, at_most: int, thresholds: tuple[float, ...] | None = None
-    ) -> Scores:
-        counts = self.validator.count(module, spread(self.views, at_most), thresholds)
-        return Scores.of(counts, self.job.spec.class_names)
-
     def _show(
         self, module: torch.nn.Module, at_most: int, thresholds: tuple[float, ...] | None = None
     ) -> None:
         """Keep pictures of the best and the worst of some views."""
-        some = spread(self.views, at_most)
+        some = self.validator.spread_views(at_most)
         found = find(self.validator, module, some, thresholds)
         self.keeper.show(found, self.validator, step=self.standing.step, examined=len(some))
 

@@ -63,7 +63,7 @@ class Workers:
         """
         if self.size == 1:
             return values
-        return values + (self.sum(values) - values.detach())
+        return self.sum(values) + (values - values.detach())  # the second is 0: the same bits on every worker
 
     def agree(self, error: RaysegmentError | None = None) -> None:
         """Meet the other workers here. Raises Stopped on every one of them when any brings an error, so that

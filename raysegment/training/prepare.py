@@ -29,6 +29,7 @@ from raysegment.training.encoders import check_encoder, say_licence
 from raysegment.training.fingerprint import Fingerprint, advice, fingerprint
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
+from raysegment.training.metric import Metric
 from raysegment.training.normalisation import normalisation
 from raysegment.training.resolution import at_pixel_size
 from raysegment.training.run import RunFolder
@@ -60,6 +61,7 @@ def request(settings: Settings, data: Path, val: str | float, classes: Path | No
     check_network(settings)
     check_encoder(settings)
     Loss.parse(settings.loss)
+    Metric.parse(settings.metric)
     found = find_scenes(data)
     fraction = _fraction(val)
     train, held = split(found, fraction) if fraction is not None else (found, find_scenes(str(val)))
@@ -84,6 +86,7 @@ def prepare(asked: Request) -> dict[str, Any]:
     fmt = common_format([*asked.train, *asked.val])
     seen = survey(asked.train, asked.val, fmt, asked.classes)
     loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
+    Metric.of(asked.settings.metric, seen.classes.names, seen.frequencies)
     found = fingerprint(asked.train, fmt, seen.classes)
     settings = resolve(asked.settings, found, fast_bf16=has_fast_bf16(pick_device()))
     architecture = network(settings, len(fmt.channels), 1 if count == 2 else count)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from raysegment.metrics import Scores
 
 
@@ -27,24 +25,26 @@ class TrainResult:
     images_per_s: float
     workers: int
     wall_s: float
+    validation: dict[str, str]
+    """How the scores came about: over what, and at which thresholds, chosen on what."""
     already_done: bool = False
 
     @classmethod
     def of_record(cls, model: Path, record: dict[str, Any], *, already_done: bool) -> TrainResult:
         """From a finished run's run.json."""
         result = record["result"]
-        scores = result["metrics"]
         thresholds = result["thresholds"]
         return cls(
             model=model,
             epochs=record["settings"]["epochs"],
             steps=result["steps"],
             best=result["best"],
-            metrics=Scores.of(np.array(scores["confusion"]), list(scores["classes"])),
+            metrics=Scores.from_json(result["metrics"]),
             thresholds=None if thresholds is None else tuple(thresholds),
             images_per_s=result["images_per_s"],
             workers=record["workers"],
             wall_s=result["wall_s"],
+            validation=result.get("validation", {}),
             already_done=already_done,
         )
 
@@ -76,9 +76,14 @@ class TrainResult:
             f"mean IoU {scores.mean_iou:.4f}   mean Dice {scores.mean_dice:.4f}   accuracy {scores.accuracy:.4f} "
             f"(the best constant answer: {scores.constant_accuracy:.4f})",
         ]
+        beside = {"mean IoU per image": scores.mean_iou_per_image, "mean Dice per image": scores.mean_dice_per_image,
+                  "boundary F1": scores.boundary_f1, "V_Rand": scores.v_rand}  # fmt: skip
+        counted = [f"{name} {value:.4f}" for name, value in beside.items() if value is not None]
+        lines += ["   ".join(counted)] if counted else []
         if self.thresholds is not None:
             named = zip(scores.classes, self.thresholds, strict=True)
             lines.append("thresholds " + ", ".join(f"{name} {t:.3f}" for name, t in named))
+        lines += [f"{of}: {how}" for of, how in self.validation.items()]
         done = f"best of epoch {self.best['epoch']} of {self.epochs}, {self.images_per_s:.1f} images/s"
         took = "already done" if self.already_done else f"{self.wall_s:.0f} s"
         return "\n".join(

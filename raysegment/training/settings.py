@@ -60,7 +60,8 @@ class Settings(BaseModel):
     dropout: float | None = Field(default=None, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     ema: bool = True
-    metric: Literal["mean_iou", "mean_dice", "accuracy"] = "mean_iou"
+    metric: str = "mean_iou"
+    """See metric.py."""
     seed: int = Field(default=0, ge=0)
 
     @field_validator("batch_size", "depth", mode="before")

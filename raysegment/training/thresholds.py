@@ -1,14 +1,19 @@
 """Operating thresholds: θ per class such that argmax p/θ scores best on validation.
 
 They matter most where a loss answers with timid probabilities (focal: Dice 0.70 at equal thresholds, 0.81
-at the best). They are kept only if they help on scenes that they were not chosen on, and if no class pays for it.
+at the best), and for V_Rand, which one gap in a membrane ruins (0.43 at equal thresholds, 0.98 at the best).
+They are chosen on the validation pixels, and the model's scores on those pixels are an upper bound for that reason.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from raysegment.metrics import Scores, confusion
+from raysegment.metrics.rand import v_rand
+from raysegment.training.metric import Metric
 
 #: What thresholds must gain, on scenes they were not chosen on, to be kept.
 _CLEAR_GAIN = 0.005
@@ -17,56 +22,98 @@ _MOST_LOSS = 0.02
 #: Factors tried on the odds of one class, and rounds over the classes.
 _FACTORS = np.exp(np.linspace(-3, 3, 61))
 _ROUNDS = 2
+#: Factors tried on the odds of membranes: each costs finding all cells anew. The few are for an epoch's score.
+_MEMBRANE_FACTORS = np.exp(np.linspace(-4, 4, 17))
+_FEW_FACTORS = np.exp(np.linspace(-4, 4, 9))
+#: V_Rand within this of the best is as good: the middle of those thresholds is taken.
+_AS_GOOD = 0.001
 
 
 def choose(
-    probabilities: np.ndarray, truth: np.ndarray, scene: np.ndarray, metric: str
+    probabilities: np.ndarray, truth: np.ndarray, scene: np.ndarray, metric: Metric, names: Sequence[str]
 ) -> tuple[float, ...] | None:
     """θ per class, summing to 1, or None when equal thresholds do as well or a class would pay.
 
-    `probabilities` (m, C), `truth` and `scene` (m,) of validation pixels. Chosen on every second scene and
-    judged on the others, both ways; then chosen on all. One scene is split into two halves of its pixels.
+    `probabilities` (m, C), `truth` and `scene` (m,) of validation pixels; `metric` one that pixels alone tell.
+    Chosen on every second scene and judged on the others, both ways; then chosen on all. One scene is split into two
+    halves of its pixels. A class that validation does not hold keeps its odds against the commonest: nothing is known
+    of it.
     """
     known = np.unique(scene)
     if len(known) > 1:
         half = np.isin(scene, known[::2])
     else:
         half = np.arange(len(scene)) < len(scene) // 2
-    equal = np.ones(probabilities.shape[1])
+    seen = _Pixels(probabilities, truth, metric, names)
+    equal = np.ones(len(names))
     gains = []
     for here in (half, ~half):
-        weights = _best_weights(probabilities[here], truth[here], metric)
-        judged = probabilities[~here], truth[~here]
-        gains.append(getattr(_scores(*judged, weights), metric) - getattr(_scores(*judged, equal), metric))
+        weights, judged = _best_weights(seen.only(here)), seen.only(~here)
+        gains.append(metric.value(judged.scores(weights)) - metric.value(judged.scores(equal)))
     if min(gains) <= 0 or sum(gains) / 2 < _CLEAR_GAIN:
         return None
-    weights = _best_weights(probabilities, truth, metric)
-    before, after = (
-        _scores(probabilities, truth, equal).classes,
-        _scores(probabilities, truth, weights).classes,
-    )
+    weights = _best_weights(seen)
+    before, after = seen.scores(equal).classes, seen.scores(weights).classes
     if any(after[name].iou < score.iou - _MOST_LOSS for name, score in before.items()):
         return None
-    return tuple(float(t) for t in 1 / weights / (1 / weights).sum())
+    return _theta(weights)
 
 
-def _best_weights(probabilities: np.ndarray, truth: np.ndarray, metric: str) -> np.ndarray:
-    """1/θ up to a factor, by ascent along one class at a time; class 0 stays at 1."""
-    weights = np.ones(probabilities.shape[1])
-    best = getattr(_scores(probabilities, truth, weights), metric)
-    for _ in range(_ROUNDS if len(weights) > 2 else 1):
-        for c in range(1, len(weights)):
+def for_membranes(classes: int, membrane: int, *, few: bool = False) -> list[tuple[float, ...]]:
+    """Thresholds θ to try for V_Rand, from the fewest membranes to the most."""
+    weights = np.ones((len(_FEW_FACTORS if few else _MEMBRANE_FACTORS), classes))
+    weights[:, membrane] = _FEW_FACTORS if few else _MEMBRANE_FACTORS
+    return [_theta(w) for w in weights]
+
+
+def best_for_membranes(tried: Sequence[tuple[float, ...]], pairs: np.ndarray) -> tuple[float, ...] | None:
+    """Of the thresholds tried, in order, the middle of those that are as good as the best; None = equal ones.
+
+    `pairs` (tried, 3): the summed :func:`~raysegment.metrics.rand.rand_counts` of each.
+    """
+    scores = np.array([v_rand(p) for p in pairs])
+    best = int(scores.argmax())
+    as_good = scores >= scores[best] - _AS_GOOD
+    first = last = best
+    while first > 0 and as_good[first - 1]:
+        first -= 1
+    while last + 1 < len(scores) and as_good[last + 1]:
+        last += 1
+    theta = tried[(first + last) // 2]
+    return None if len(set(theta)) == 1 else theta
+
+
+class _Pixels:
+    """Validation pixels and the score that is wanted of them."""
+
+    def __init__(self, p: np.ndarray, truth: np.ndarray, metric: Metric, names: Sequence[str]) -> None:
+        self.p, self.truth, self.metric, self.names = p, truth, metric, names
+
+    def only(self, these: np.ndarray) -> _Pixels:
+        return _Pixels(self.p[these], self.truth[these], self.metric, self.names)
+
+    def scores(self, weights: np.ndarray) -> Scores:
+        labels = (self.p * weights.astype(self.p.dtype)).argmax(axis=1)
+        return Scores.of(confusion(self.truth, labels, len(self.names)), self.names)
+
+
+def _best_weights(seen: _Pixels) -> np.ndarray:
+    """1/θ up to a factor, by ascent along one class at a time; the commonest stays at 1, as do the absent."""
+    support = np.bincount(seen.truth, minlength=len(seen.names))
+    moved = [c for c in np.flatnonzero(support) if c != support.argmax()]
+    weights = np.ones(len(seen.names))
+    best = seen.metric.value(seen.scores(weights))
+    for _ in range(_ROUNDS if len(moved) > 1 else 1):
+        for c in moved:
             centre = weights[c]
             for factor in _FACTORS:
                 tried = weights.copy()
                 tried[c] = centre * factor
-                score = getattr(_scores(probabilities, truth, tried), metric)
+                score = seen.metric.value(seen.scores(tried))
                 if score > best:
                     best, weights = score, tried
     return weights
 
 
-def _scores(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> Scores:
-    labels = (probabilities * weights.astype(probabilities.dtype)).argmax(axis=1)
-    classes = probabilities.shape[1]
-    return Scores.of(confusion(truth, labels, classes), [str(c) for c in range(classes)])
+def _theta(weights: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(t) for t in 1 / weights / (1 / weights).sum())

@@ -1,16 +1,19 @@
 """Scores of a segmentation, from pixel counts alone.
 
-Counts add up over blocks, images and workers; only the final sum is turned into scores, once. (A mean of
-per-image scores is another number: on CamVid the two differ by up to 0.14.) Shared by `train` and `evaluate`.
+Counts add up over blocks, images and workers; only the final sum is turned into scores, once. A mean of
+per-image scores is another number, on CamVid by up to 0.14, and is named so. Shared by `train` and `evaluate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+
+#: What of the scores is counted beside the confusion matrix, if it is.
+_COUNTED = ("mean_iou_per_image", "mean_dice_per_image", "boundary_f1", "v_rand")
 
 
 def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
@@ -69,6 +72,14 @@ class Scores:
     """Accuracy of the best constant answer: the commonest class everywhere. What any model must beat."""
     confusion: tuple[tuple[int, ...], ...]
     """Pixel counts, rows = truth."""
+    mean_iou_per_image: float | None = None
+    """Mean over the images of each image's own mean IoU, over the classes that occur in it. This and the following are
+    None where they were not counted: a confusion matrix does not hold them."""
+    mean_dice_per_image: float | None = None
+    boundary_f1: float | None = None
+    """Mean over the classes of how well their outlines are placed; see boundary.py."""
+    v_rand: float | None = None
+    """Which cells membranes keep apart; see rand.py."""
 
     @classmethod
     def of(cls, confusion: np.ndarray, names: Sequence[str], missed: np.ndarray | None = None) -> Self:
@@ -84,9 +95,9 @@ class Scores:
         support = counts.sum(axis=1) + (0 if missed is None else np.asarray(missed, dtype=np.int64))
         union = support + predicted - hit
         present = union > 0
-        iou = _ratio(hit, union)
-        dice = _ratio(2 * hit, support + predicted)
-        precision, recall = _ratio(hit, predicted), _ratio(hit, support)
+        iou = ratio(hit, union)
+        dice = ratio(2 * hit, support + predicted)
+        precision, recall = ratio(hit, predicted), ratio(hit, support)
         total = int(support.sum())
         return cls(
             classes={
@@ -110,9 +121,22 @@ class Scores:
             "accuracy": self.accuracy,
             "constant_accuracy": self.constant_accuracy,
             "confusion": [list(row) for row in self.confusion],
+            **{name: value for name in _COUNTED if (value := getattr(self, name)) is not None},
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What :meth:`to_json` gave, for the pixels that the confusion matrix counts."""
+        scores = cls.of(np.array(data["confusion"]), list(data["classes"]))
+        return replace(
+            scores,
+            mean_iou_per_image=data.get("mean_iou_per_image"),
+            mean_dice_per_image=data.get("mean_dice_per_image"),
+            boundary_f1=data.get("boundary_f1"),
+            v_rand=data.get("v_rand"),
+        )
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole in float64, 0 where whole is 0."""
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
