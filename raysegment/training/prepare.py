@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raysegment import console
 from raysegment.classes import ClassMap
-from raysegment.errors import UsageError
+from raysegment.errors import InputError, UsageError
 from raysegment.hardware import available_cores, has_fast_bf16, pick_device
 from raysegment.model.architectures import margin, multiple
 from raysegment.model.spec import Class, ModelSpec
-from raysegment.training.dataset import Format, Scene, common_format, find_scenes, identity, split
+from raysegment.training.dataset import Format, Scene, common_format, identities, identity
+from raysegment.training.division import divide
+from raysegment.training.forms.leaks import overlaps, same_pictures, told
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
 from raysegment.training.run import RunFolder
@@ -40,29 +43,32 @@ class Request:
     val: tuple[Scene, ...]
     classes: Path | None
     fingerprint: str
+    contents: tuple[str, ...] = ()
+    """Digests of the images, training first."""
 
 
 def request(settings: Settings, data: Path, val: str | float, classes: Path | None) -> Request:
     """Find and fingerprint the data. Raises UsageError and InputError for what cannot be right."""
     check_tile(settings)
     Loss.parse(settings.loss)
-    found = find_scenes(data)
-    fraction = _fraction(val)
-    train, held = split(found, fraction) if fraction is not None else (found, find_scenes(str(val)))
+    train, held = divide(data, str(val) if (fraction := _fraction(val)) is None else fraction)
+    contents = identities(train), identities(held)
     given = None if classes is None else ClassMap.load(classes)
     told = {
         "settings": settings.model_dump(),
         "classes": None if given is None else [given.names, sorted(given.codes.items())],
-        "train": identity(train),
-        "val": identity(held),
+        "train": identity(train, contents[0]),
+        "val": identity(held, contents[1]),
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return Request(settings, train, held, classes, digest)
+    images = tuple(image for part in contents for image, _ in part)
+    return Request(settings, train, held, classes, digest, images)
 
 
 def prepare(asked: Request) -> dict[str, Any]:
     """Look at the pixels, resolve what is open, and return the run's record: plain JSON."""
     fmt = common_format([*asked.train, *asked.val])
+    leaks = _leaks(asked)
     seen = survey(asked.train, asked.val, fmt, asked.classes)
     loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
     settings = resolve(
@@ -98,7 +104,7 @@ def prepare(asked: Request) -> dict[str, Any]:
         "channels": list(fmt.channels),
         "prior": list(seen.frequencies[1:] if count == 2 else seen.frequencies),
         "class_weights": _class_weights(settings.class_weights, seen),
-        "data": _data(asked, fmt, seen),
+        "data": {**_data(asked, fmt, seen), "leaks": leaks},
         "versions": _versions(),
         "hardware": _hardware(),
         "git": _git(),
@@ -131,6 +137,7 @@ def coding_text(record: dict[str, Any]) -> str:
     parts = []
     for c, share in zip(classes, shares, strict=True):
         value = c.value if isinstance(c.value, int) else "#" + "".join(f"{v:02x}" for v in c.value or ())
+        value = "polygons" if c.value is None else value
         parts.append(f"{value} → {c.name} ({share:.1%})")
     return ", ".join(parts)
 
@@ -142,8 +149,24 @@ def _fraction(val: str | float) -> float | None:
     except ValueError:
         return None
     if not 0 < number < 1:
-        raise UsageError(f"--val {val}: give a share between 0 and 1, or a folder with images/ and masks/")
+        raise UsageError(f"--val {val}: give a share between 0 and 1, or a training set to validate on")
     return number
+
+
+def _leaks(asked: Request) -> list[dict[str, Any]]:
+    """Pairs of training and validation images that show the same ground. Raises InputError for the same picture."""
+    if same := same_pictures(asked.train, asked.val, asked.contents):
+        raise InputError(
+            f"the same picture is in training and in validation: {told(same)}; "
+            "take it out of one of them, or name other images with --val"
+        )
+    found = overlaps(asked.train, asked.val)
+    if found:
+        console.warn(
+            f"training and validation images overlap on the ground ({told(found)}), by up to "
+            f"{max(leak.share for leak in found):.1%}: the scores will flatter; name other images with --val"
+        )
+    return [{"train": leak.train, "val": leak.val, "share": leak.share} for leak in found]
 
 
 def _class_weights(text: str, seen: Survey) -> list[float] | None:

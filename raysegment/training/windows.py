@@ -15,8 +15,9 @@ import numpy as np
 from raysegment.classes import ClassMap
 from raysegment.errors import InputError
 from raysegment.geometry import Size, Window, mirror
-from raysegment.raster import Raster, open_raster
+from raysegment.raster import Raster
 from raysegment.training.dataset import Scene, usable
+from raysegment.training.forms import Source
 from raysegment.training.survey import mask_valid
 
 #: Target of a pixel that is neither learned nor scored.
@@ -82,7 +83,7 @@ class WindowReader:
         self.scenes, self.channels, self.classes = tuple(scenes), tuple(channels), classes
         self._cache: OrderedDict[int, Sample] = OrderedDict()
         self._cached_bytes = 0
-        self._open: OrderedDict[str, Raster] = OrderedDict()
+        self._open: OrderedDict[Source, Raster] = OrderedDict()
 
     def read(self, scene: int, window: Window) -> Sample:
         """A window, mirrored where it sticks out of the scene. Raises ReadError, and InputError for a mask
@@ -99,8 +100,8 @@ class WindowReader:
             return self._cache[scene]
         size = self.scenes[scene].size
         sample = self._decode(scene, Window(y=0, x=0, height=size.height, width=size.width))
-        for path in (self.scenes[scene].image, self.scenes[scene].mask):
-            self._open.pop(path).close()
+        for source in {self.scenes[scene].image, self.scenes[scene].mask}:
+            self._open.pop(source).close()
         self._cache[scene] = sample
         self._cached_bytes += _bytes(sample)
         while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
@@ -121,15 +122,15 @@ class WindowReader:
             raise InputError(f"{paths.mask}, {window}: {e}") from e
         target = np.where(valid, target, np.uint8(IGNORE)).astype(np.uint8)
         pixels = stored if self.channels == tuple(range(stored.shape[2])) else stored[:, :, self.channels]
-        return Sample(usable(pixels, paths.image), target, valid)
+        return Sample(usable(pixels, str(paths.image)), target, valid)
 
-    def _opened(self, path: str) -> Raster:
-        if path not in self._open:
+    def _opened(self, source: Source) -> Raster:
+        if source not in self._open:
             while len(self._open) >= _OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
-            self._open[path] = open_raster(path)
-        self._open.move_to_end(path)
-        return self._open[path]
+            self._open[source] = source.open()
+        self._open.move_to_end(source)
+        return self._open[source]
 
 
 def _cut(sample: Sample, where: tuple[object, ...]) -> Sample:
