@@ -1,4 +1,4 @@
-"""The forms that a training set comes in: each gives the pixels that were put in, and says in one line what is wrong."""
+"""The forms that a training set comes in: each gives the pixels that were put in, and says what is wrong."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from raysegment.inspection import inspect
 from raysegment.model.spec import default_classes
 from raysegment.training.dataset import Scene, common_format, find_scenes, identities
 from raysegment.training.division import divide
+from raysegment.training.forms import listing_of
 from raysegment.training.survey import survey
 from raysegment.training.windows import WindowReader
 
@@ -147,19 +148,26 @@ def test_every_form_gives_the_pixels_that_were_put_in(tmp_path: Path, form: str)
     facts = inspect(data).facts
     assert (inspect(data).kind, facts["pairs"], facts["problems"]) == ("dataset", 3, [])
     assert [f["coding"] for f in facts["files"]] == ["class index"] * 3
-    assert [c["pixels"] for c in facts["classes"]] == list(np.bincount(np.stack([_pixels(i)[1] for i in range(3)]).ravel()))
+    assert [c["pixels"] for c in facts["classes"]] == list(
+        np.bincount(np.stack([_pixels(i)[1] for i in range(3)]).ravel())
+    )
 
 
 def test_a_manifest_divides_itself(tmp_path: Path) -> None:
-    rows = [{**row, "split": s} for row, s in zip(_files(tmp_path, 5), "train val test Training VALIDATION".split(), strict=True)]
-    train, val = divide(_csv(tmp_path / "set.csv", rows), 0.2)
+    rows = [
+        {**row, "split": s}
+        for row, s in zip(
+            _files(tmp_path, 5), ["train", "val", "test", "Training", "VALIDATION"], strict=True
+        )
+    ]
+    train, val = divide(listing_of(data := _csv(tmp_path / "set.csv", rows)), data, 0.2)
     assert [s.name for s in train] == ["deep/i0.tif", "deep/i3.tif"]
     assert [s.name for s in val] == ["deep/i1.tif", "deep/i4.tif"]
     facts = inspect(tmp_path / "set.csv").facts
     assert [f["split"] for f in facts["files"]] == ["train", "val", "train", "val"]
-    assert facts["notes"] == ["set.csv: 1 row of the split test is left out"]
+    assert facts["notes"] == ["set.csv: the rows of the split test are left out (1)"]
     other = _jsonl(tmp_path / "other.jsonl", rows[4:])
-    train, val = divide(tmp_path / "set.csv", str(other))
+    train, val = divide(listing_of(data), data, str(other))
     assert [s.name for s in (*train, *val)] == ["deep/i0.tif", "deep/i3.tif", "deep/i4.tif"]
 
 
@@ -260,7 +268,9 @@ def test_zarr_stores_that_do_not_fit_are_named(tmp_path: Path) -> None:
     data = _ome(tmp_path, 3)
     labels = zarr.open_group(data / "labels", mode="a")
     labels.attrs["ome"] = {"version": "0.5", "labels": ["nuclei", "tissue"]}
-    with pytest.raises(InputError, match=r"has several labels \(nuclei, tissue\): name one, e\.g\. .*labels/nuclei"):
+    with pytest.raises(
+        InputError, match=r"has several labels \(nuclei, tissue\): name one, e\.g\. .*labels/nuclei"
+    ):
         find_scenes(data)
     assert len(find_scenes(data / "labels" / "nuclei")) == 3
     group = zarr.create_group(tmp_path / "p.zarr")
@@ -273,7 +283,9 @@ def test_zarr_stores_that_do_not_fit_are_named(tmp_path: Path) -> None:
 def test_what_is_no_training_set_is_told_what_is_one(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     for place in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(InputError, match="is no training set: give a folder with images/ and masks/, a CSV"):
+        with pytest.raises(
+            InputError, match="is no training set: give a folder with images/ and masks/, a CSV"
+        ):
             find_scenes(place)
 
 

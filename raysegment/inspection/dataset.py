@@ -16,8 +16,11 @@ from raysegment.errors import RaysegmentError
 from raysegment.geometry import Size
 from raysegment.training.codes import FileCodes, greys_as_values
 from raysegment.training.coding import infer
+from raysegment.training.dataset import identities
+from raysegment.training.division import DEFAULT_SHARE, divide
 from raysegment.training.doubt import find_doubt
 from raysegment.training.forms import Pair, Source, listing_of
+from raysegment.training.forms.leaks import overlaps, same_pictures
 from raysegment.training.survey import class_pixels, mask_codes, refuse_unknown
 from raysegment.training.thin import thin_masks
 
@@ -65,10 +68,19 @@ def dataset_facts(root: Path, classes_file: Path | None = None) -> dict[str, Any
     if doubt is not None:
         problems.append(str(doubt))
     found = given if given is not None or not masks or doubt is not None else infer(masks)
+    notes = list(listing.notes)
     if found is not None:
-        problems += thin_masks(
+        notes += thin_masks(
             found, [p.name for p in coded], [class_pixels(found, m) for m in masks], len(masks)
         )
+    if not problems and len(pairs) > 1:
+        train, val = divide(listing, root, DEFAULT_SHARE)
+        same = same_pictures(train, val, [image for image, _ in identities([*train, *val])])
+        problems += [f"the same picture is in training and in validation: {leak}" for leak in same]
+        notes += [
+            f"training and validation overlap on the ground: {leak}, {leak.share:.1%}"
+            for leak in overlaps(train, val)
+        ]
     return {
         "images": sum(pair.image is not None for pair in listing.pairs),
         "masks": sum(pair.mask is not None for pair in listing.pairs),
@@ -77,7 +89,7 @@ def dataset_facts(root: Path, classes_file: Path | None = None) -> dict[str, Any
         "coding": _several(Counter(m.coding for m in masks)),
         "classes": [] if found is None else _balance(found, masks),
         "files": [p.row() for p in pairs],
-        "notes": list(listing.notes),
+        "notes": notes,
         "problems": problems,
         "suggested_classes_file": [] if doubt is None else list(doubt.classes_file),
     }

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from raysegment import console
 from raysegment.errors import InputError
 from raysegment.training.forms import Listing, Scene, listing_of, scenes_of
 
+#: What is held back where nobody says otherwise.
+DEFAULT_SHARE = 0.2
 
-def divide(data: Path, val: str | float) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
-    """(training, validation). `val`: another training set, or a share of this one.
+
+def divide(
+    listing: Listing, data: str | Path, val: str | float
+) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
+    """(training, validation) of what `data` lists. `val`: another training set, or a share of this one.
 
     What the set itself says (a manifest's column ``split``) comes before a share; beside another training set its own
     validation rows are left out. Raises InputError when one of the two would be empty.
     """
-    listing = listing_of(data)
-    for note in listing.notes:
-        console.say(note)
     scenes = scenes_of(listing, data)
     says = [pair.split for pair in listing.pairs]
     own = tuple(s for s, part in zip(scenes, says, strict=True) if part == "val")

@@ -23,6 +23,7 @@ from raysegment.model.architectures import margin, multiple
 from raysegment.model.spec import Class, ModelSpec
 from raysegment.training.dataset import Format, Scene, common_format, identities, identity
 from raysegment.training.division import divide
+from raysegment.training.forms import listing_of
 from raysegment.training.forms.leaks import overlaps, same_pictures, told
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
@@ -51,7 +52,10 @@ def request(settings: Settings, data: Path, val: str | float, classes: Path | No
     """Find and fingerprint the data. Raises UsageError and InputError for what cannot be right."""
     check_tile(settings)
     Loss.parse(settings.loss)
-    train, held = divide(data, str(val) if (fraction := _fraction(val)) is None else fraction)
+    listing, fraction = listing_of(data), _fraction(val)
+    train, held = divide(listing, data, str(val) if fraction is None else fraction)
+    for note in listing.notes:
+        console.say(note)
     contents = identities(train), identities(held)
     given = None if classes is None else ClassMap.load(classes)
     told = {

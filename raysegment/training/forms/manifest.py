@@ -56,7 +56,7 @@ def listing(place: Path) -> Listing:
         image = _image(place, row, here, problems)
         mask = _mask(place, row, here, problems, image)
         pairs.append(Pair(str(row["image"] or here), image, mask, _SPLITS.get(said)))
-    notes = (f"{place.name}: {left_out} rows of the split test are left out",) if left_out else ()
+    notes = (f"{place.name}: the rows of the split test are left out ({left_out})",) if left_out else ()
     return Listing(tuple(sorted(pairs, key=lambda p: p.name)), tuple(problems), notes)
 
 

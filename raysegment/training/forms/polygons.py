@@ -160,7 +160,8 @@ def _may_be_degrees(shapes: list[dict[str, Any]]) -> bool:
 def _mapped(coordinates: Any, by: Any) -> Any:
     """Nested rings of (x, y) or (x, y, z) through an affine transform."""
     if isinstance(coordinates[0], (int, float)):
-        return by * (coordinates[0], coordinates[1])
+        x, y = coordinates[:2]
+        return (by.a * x + by.b * y + by.c, by.d * x + by.e * y + by.f)
     return [_mapped(part, by) for part in coordinates]
 
 
