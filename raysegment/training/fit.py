@@ -58,9 +58,11 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainResult:
-    """Train a U-Net on `data`, a folder with ``images/`` and ``masks/``, and write the run to the folder `out`.
+    """Train a U-Net on `data`, a training set in any form of :mod:`raysegment.training.forms`, and write the run to the
+    folder `out`.
 
-    `val`: the share of the images (the last by name), or another folder, to validate on. `batch_size` is that
+    `val`: the share of the images (the last by name), or another training set, to validate on; a manifest's own column
+    ``split`` comes before a share. `batch_size` is that
     of all `workers` together; the result does not depend on how many share it. Options that are None are found
     from the data. Called again with the same data and options, an unfinished run goes on from its last
     checkpoint, exactly, and a finished one is returned.
