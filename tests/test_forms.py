@@ -17,7 +17,7 @@ from PIL import Image
 from records import example, framed
 
 from raysegment.classes import ClassMap
-from raysegment.errors import InputError, NotBuiltError
+from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Window
 from raysegment.inspection import inspect
 from raysegment.model.spec import default_classes
@@ -227,10 +227,11 @@ def test_rows_that_are_no_json_or_parquet_are_named(tmp_path: Path) -> None:
         find_scenes(tmp_path / "d.parquet")
 
 
-def test_a_url_that_cannot_be_read_yet_is_named(tmp_path: Path) -> None:
-    rows = [{"image": "s3://scenes/a.tif", "mask": "s3://scenes/a.png"}]
-    with pytest.raises(NotBuiltError, match=r"s3://scenes/a\.tif: reading from URLs is not built yet"):
+def test_a_url_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    rows = [{"image": "nosuch://scenes/a.tif", "mask": "nosuch://scenes/a.png"}]
+    with pytest.raises(RaysegmentError, match=r"nosuch://scenes/a\.tif") as e:
         find_scenes(_csv(tmp_path / "set.csv", rows))
+    assert e.value.exit_code == 2
 
 
 def test_records_are_found_without_reading_their_pictures(tmp_path: Path) -> None:
@@ -295,3 +296,46 @@ def test_real_labels_of_ome_zarr(shared_data: Path) -> None:
         scenes: tuple[Scene, ...] = find_scenes(data)
         assert {s.size for s in scenes} == {scenes[0].size}
         assert inspect(data).facts["pairs"] == len(scenes)
+
+
+@pytest.mark.ray
+def test_records_polygons_and_planes_travel_to_workers(tmp_path: Path, ray_cluster: None) -> None:
+    """One training on two workers from each kind of source; what is read there is what was put in."""
+    from raysegment.training import train
+
+    data = _ome(tmp_path, 4)
+    options = {
+        "epochs": 1,
+        "steps_per_epoch": 2,
+        "batch_size": 2,
+        "tile": 16,
+        "base_width": 4,
+        "depth": 1,
+        "workers": 2,
+    }
+    records = _records(tmp_path / "records", 3)
+    for name, place in (("planes", data), ("records", records)):
+        train(place, out=tmp_path / name, **options)
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        assert (
+            record["data"]["val"]
+            == {"planes": ["cells.ome.zarr/z=3"], "records": ["b-00001-of-00002/000000"]}[name]
+        )
+        assert (tmp_path / name / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_land_cover_with_two_codings_trains_after_a_classes_file(
+    shared_data: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    from raysegment.training import train
+
+    data, toml = shared_data / "s2_india_landcover", tmp_path / "classes.toml"
+    options = {"epochs": 1, "steps_per_epoch": 8, "batch_size": 4, "tile": 128, "base_width": 8, "depth": 2}
+    with pytest.raises(InputError, match="mix codings"):
+        train(data, out=tmp_path / "run", **options)
+    toml.write_text("\n".join(inspect(data).facts["suggested_classes_file"]))
+    assert inspect(data, classes=toml).facts["problems"] == []
+    result = train(data, out=tmp_path / "run", classes=toml, **options)
+    assert result.metrics.accuracy > 0

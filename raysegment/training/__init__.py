@@ -2,8 +2,9 @@
 
 Start with :func:`train` (fit.py), then loop.py: what every worker does from the first step to the last. Its parts, in
 the order of the data: forms/ (what a training set comes in), division.py (what is held back), dataset.py (what its
-scenes have in common), codes.py, doubt.py, coding.py and survey.py (what the masks mean, what the pixels are like), windows.py and batches.py (samples by index), augment.py, losses.py, parallel.py (many workers, one batch),
-learner.py (one step), validate.py, thresholds.py. prepare.py and run.py: what is resolved once, and where it is kept.
+scenes have in common), codes.py, doubt.py, coding.py, survey.py (what the masks mean, what the pixels are like),
+windows.py and batches.py (samples by index), augment.py, losses.py, parallel.py (many workers, one batch), learner.py
+(one step), validate.py, thresholds.py. prepare.py and run.py: what is resolved once, and where it is kept.
 """
 
 from __future__ import annotations
