@@ -17,7 +17,7 @@ from rasterio.transform import Affine
 from raysegment.geometry import Size
 from raysegment.training.dataset import Scene, identities
 from raysegment.training.forms import File
-from raysegment.training.forms.leaks import _area, _clipped, overlaps, same_pictures
+from raysegment.training.forms.leaks import _area, _clipped, _in_crs, _Place, overlaps, same_pictures
 
 _RNG = np.random.default_rng(0)
 
@@ -115,6 +115,10 @@ def test_another_coordinate_system_and_another_pixel_size(tmp_path: Path) -> Non
     plain = tmp_path / "plain.png"
     Image.fromarray(np.zeros((40, 50), np.uint8)).save(plain)
     assert overlaps(train, [away, _scene(plain)]) == []
+
+
+def test_a_coordinate_system_that_nobody_knows_is_left_out() -> None:
+    assert _in_crs(_Place(np.zeros((4, 2)), "EPSG:4326", Size(1, 1)), "nonsense") is None
 
 
 _FOUR = st.tuples(

@@ -63,11 +63,14 @@ def overlaps(train: Sequence[Scene], val: Sequence[Scene]) -> list[Leak]:
     placed = [_footprint(scene) for scene in (*train, *val)]
     first = next((p.crs for p in placed if p is not None), None)
     known = [None if p is None else _in_crs(p, first) for p in placed]
+    held = [(j, place) for j, place in enumerate(known[len(train) :]) if place is not None]
+    low, high = (np.array([f(p.corners, axis=0) for _, p in held]).reshape(-1, 2) for f in (np.min, np.max))
     found = []
     for i, a in enumerate(known[: len(train)]):
-        for j, b in enumerate(known[len(train) :]):
-            if a is None or b is None or not _boxes_meet(a.corners, b.corners):
-                continue
+        if a is None:
+            continue
+        meet = (low < a.corners.max(axis=0)).all(axis=1) & (high > a.corners.min(axis=0)).all(axis=1)
+        for j, b in (held[k] for k in np.flatnonzero(meet)):
             smaller = min(a, b, key=lambda p: p.area)
             shared = _area(_clipped(a.corners, b.corners))
             if shared > _THIN_PX * smaller.pixel_area * min(smaller.size):
@@ -148,14 +151,15 @@ def _in_crs(place: _Place, crs: str | None) -> _Place | None:
         return place
     if crs is None or place.crs is None or importlib.util.find_spec("rasterio") is None:
         return None
+    from rasterio.errors import CRSError, RasterioError
     from rasterio.warp import transform
 
-    xs, ys = transform(place.crs, crs, *place.corners.T)
+    try:
+        xs, ys = transform(place.crs, crs, *place.corners.T)
+    except (CRSError, RasterioError) as e:
+        console.detail(f"{place.crs} and {crs} cannot be compared: {e}")
+        return None
     return _Place(np.column_stack([xs, ys]), crs, place.size)
-
-
-def _boxes_meet(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool((a.min(axis=0) < b.max(axis=0)).all() and (b.min(axis=0) < a.max(axis=0)).all())
 
 
 def _clipped(subject: np.ndarray, by: np.ndarray) -> np.ndarray:
