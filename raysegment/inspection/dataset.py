@@ -15,11 +15,11 @@ from raysegment.classes import ClassMap
 from raysegment.errors import RaysegmentError
 from raysegment.geometry import Size
 from raysegment.training.codes import FileCodes, greys_as_values
-from raysegment.training.coding import infer
+from raysegment.training.coding import infer, told
 from raysegment.training.dataset import identities
 from raysegment.training.division import DEFAULT_SHARE, divide
 from raysegment.training.doubt import find_doubt
-from raysegment.training.forms import Pair, Source, listing_of
+from raysegment.training.forms import Listing, Pair, Source, listing_of
 from raysegment.training.forms.leaks import overlaps, same_pictures
 from raysegment.training.survey import class_pixels, mask_codes, refuse_unknown
 from raysegment.training.thin import thin_masks
@@ -56,6 +56,9 @@ def dataset_facts(root: Path, classes_file: Path | None = None) -> dict[str, Any
     """
     given = None if classes_file is None else ClassMap.load(classes_file)
     listing = listing_of(root)
+    sources = [pair.mask for pair in listing.pairs if pair.mask is not None]
+    if given is None and sources:
+        given = told(sources)
     pairs = []
     with console.progress("check", len(listing.pairs), "images") as progress:
         for pair in listing.pairs:
@@ -74,13 +77,7 @@ def dataset_facts(root: Path, classes_file: Path | None = None) -> dict[str, Any
             found, [p.name for p in coded], [class_pixels(found, m) for m in masks], len(masks)
         )
     if not problems and len(pairs) > 1:
-        train, val = divide(listing, root, DEFAULT_SHARE)
-        same = same_pictures(train, val, [image for image, _ in identities([*train, *val])])
-        problems += [f"the same picture is in training and in validation: {leak}" for leak in same]
-        notes += [
-            f"training and validation overlap on the ground: {leak}, {leak.share:.1%}"
-            for leak in overlaps(train, val)
-        ]
+        _look_for_leaks(listing, root, problems, notes)
     return {
         "images": sum(pair.image is not None for pair in listing.pairs),
         "masks": sum(pair.mask is not None for pair in listing.pairs),
@@ -93,6 +90,20 @@ def dataset_facts(root: Path, classes_file: Path | None = None) -> dict[str, Any
         "problems": problems,
         "suggested_classes_file": [] if doubt is None else list(doubt.classes_file),
     }
+
+
+def _look_for_leaks(listing: Listing, root: Path, problems: list[str], notes: list[str]) -> None:
+    """Between what `train` would learn from and what it would hold back if nobody said otherwise."""
+    try:
+        train, val = divide(listing, root, DEFAULT_SHARE)
+        same = same_pictures(train, val, [image for image, _ in identities([*train, *val])])
+        problems += [f"the same picture is in training and in validation: {leak}" for leak in same]
+        notes += [
+            f"training and validation overlap on the ground: {leak}, {leak.share:.1%}"
+            for leak in overlaps(train, val)
+        ]
+    except RaysegmentError as e:
+        problems.append(str(e))
 
 
 def _looked_at(pair: Pair, given: ClassMap | None) -> _Looked:
@@ -110,7 +121,7 @@ def _looked_at(pair: Pair, given: ClassMap | None) -> _Looked:
     if pair.mask is not None:
         try:
             mask_size = _size(pair.mask)
-            facts["mask"] = mask_codes(pair.mask, None)
+            facts["mask"] = mask_codes(pair.mask, given)
             if given is not None:
                 refuse_unknown(given, facts["mask"])
         except RaysegmentError as e:
@@ -161,7 +172,7 @@ def _balance(found: ClassMap, files: Sequence[FileCodes]) -> list[dict[str, Any]
 
 
 def _several(counts: Counter[str]) -> str | None:
-    """ "values 0, 255 (30 files)", the commonest first."""
+    """ "0/255 (30 files)", the commonest first."""
     said = [f"{coding} ({n} file{'s' if n > 1 else ''})" for coding, n in counts.most_common(3)]
     more = f"; {len(counts) - 3} other codings" if len(counts) > 3 else ""
     return "; ".join(said) + more if said else None

@@ -56,6 +56,8 @@ def survey(
     with console.progress("check", len(scenes), "images") as bar:
         for i, scene in enumerate(scenes):
             found.append(mask_codes(scene.mask, given, every))
+            if given is not None:
+                refuse_unknown(given, found[-1])
             if i < len(train):
                 _measure(scene, fmt, moments, every)
             bar.advance()
@@ -79,8 +81,7 @@ def mask_valid(
 
 
 def mask_codes(source: Source, given: ClassMap | None, every: int = 1) -> FileCodes:
-    """The pixels of every code in a mask, of one block in `every`. Raises InputError, with the mask's name, for codes
-    that `given` does not know."""
+    """The pixels of every code in a mask, of one block in `every`. `given`: says which nodata values are classes."""
     mask = source.open()
     try:
         kind, labels = kind_of(mask), labels_of(mask)
@@ -88,12 +89,9 @@ def mask_codes(source: Source, given: ClassMap | None, every: int = 1) -> FileCo
         for window in _some(mask, every):
             pixels = mask.read(window)
             counts += count_codes(kind, pixels, mask_valid(mask, window, pixels, given), labels)
-        found = FileCodes(str(source), kind, counts, mask.palette, mask.alpha is not None)
+        return FileCodes(str(source), kind, counts, mask.palette, mask.alpha is not None)
     finally:
         mask.close()
-    if given is not None:
-        refuse_unknown(given, found)
-    return found
 
 
 def class_pixels(classes: ClassMap, file: FileCodes) -> np.ndarray:
