@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from masks import write_tiff_mask
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -197,6 +198,29 @@ def test_overlap_on_the_ground_is_said_and_kept_in_the_record(
     assert inspect(data).facts["notes"] == [
         "training and validation overlap on the ground: 0.tif and 1.tif, 50.0%"
     ]
+
+
+def test_masks_that_say_what_they_mean_are_believed(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [])
+    for i in range(2):
+        tifffile.imwrite(data / "images" / f"{i}.tif", _RNG.integers(0, 255, (40, 40), dtype=np.uint8))
+        mask = _halves(0, 1)
+        mask[0] = 255  # would be in doubt by itself
+        write_tiff_mask(data / "masks" / f"{i}.tif", mask, [("land", None), ("water", None)])
+    facts = inspect(data).facts
+    assert facts["problems"] == []
+    assert [(c["name"], c["pixels"]) for c in facts["classes"]] == [("land", 39 * 40), ("water", 39 * 40)]
+
+
+def test_a_picture_that_breaks_when_it_is_read_is_a_problem(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 2)
+    for i in range(2):
+        (data / "images" / f"{i}.tif").unlink()
+        Image.fromarray(_RNG.integers(0, 255, (40, 40), dtype=np.uint8)).save(data / "images" / f"{i}.png")
+    broken = data / "images" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    (problem,) = inspect(data).facts["problems"]
+    assert "1.png: cannot read y 0–40" in problem
 
 
 def test_classes_are_for_training_sets_alone(tmp_path: Path) -> None:
