@@ -12,7 +12,7 @@ from masks import write_tiff_mask
 from PIL import Image
 from typer.testing import CliRunner
 
-from raysegment.classes import ClassMap
+from raysegment.classes import ClassMap, class_code
 from raysegment.cli.app import app
 from raysegment.errors import InputError, UsageError
 from raysegment.inspection import inspect
@@ -105,6 +105,46 @@ def test_grey_with_alpha_and_colours_with_alpha_are_told(tmp_path: Path) -> None
     facts = inspect(data).facts
     assert [f["coding"] for f in facts["files"]] == ["grey + alpha, 0/255"] * 2
     assert [c["pixels"] for c in facts["classes"]] == [35 * 20 * 2] * 2
+
+
+_RED_GREEN = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [
+            _codes("palette", {0: 9, 1: 9, 2: 9}, _RED_GREEN),
+            _codes("colours", {(0, 0, 0): 9, (255, 0, 0): 9}),
+        ],
+        [_codes("palette", {0: 9, 2: 9}, _RED_GREEN), _codes("values", {0: 9, 2: 9})],
+        [_codes("values", {0: 9, 255: 9}), _codes("colours", {(0, 0, 0): 9, (255, 0, 0): 9})],
+        [_codes("palette", {0: 9, 1: 9}, _RED_GREEN), _codes("palette", {0: 9, 1: 9}, _RED_GREEN[1:])],
+        [_codes("values", {-1: 5, -2: 5, 0: 9, 1: 9})],
+        [_codes("values", {0: 9, 1: 9, 2: 9, 255: 9})],
+        [_codes("values", {0: 9, 1: 9}), _codes("values", {0: 9, 255: 9})],
+        [_codes("values", {0: 900, 255: 900, **dict.fromkeys(range(1, 250, 3), 1)})],
+        [_codes("values", {0: 900, **dict.fromkeys(range(1, 400), 9)})],
+        [_codes("colours", {(0, 0, 0): 10**6, (1, 2, 3): 10**6, (9, 0, 0): 3})],
+    ],
+)
+def test_every_suggested_classes_file_names_every_code(tmp_path: Path, files: list[FileCodes]) -> None:
+    doubt = find_doubt(files)
+    assert doubt is not None
+    (tmp_path / "classes.toml").write_text("\n".join(doubt.classes_file))
+    found = ClassMap.load(tmp_path / "classes.toml")
+    assert len(found.classes) > 1
+    for file in files:
+        assert {class_code(code) for code in file.counts} <= found.table(file.palette).keys()
+
+
+def test_a_folder_without_rights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*: Permission denied"):
+        find_scenes(tmp_path)
 
 
 def test_numbered_objects_become_one_class() -> None:

@@ -58,7 +58,8 @@ def _looked_at(path: Path, classes: Path | None) -> tuple[Kind, Mapping[str, Any
         return "model", model_facts(path)
     from raysegment.training.forms.find import EXPECTED, form_of
 
-    if form_of(path) is not None:
+    # a label image makes a training set with its parent, but was asked for by itself
+    if path.parent.name != "labels" and form_of(path) is not None:
         from raysegment.inspection.dataset import dataset_facts
 
         return "dataset", dataset_facts(path, classes)

@@ -66,7 +66,8 @@ def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
         where = several(_with(files, clash))
         return Doubt(f"the palettes of the masks disagree about entry {clash} ({where})", _united(files))
     pixels = counts.total()
-    stray = [c for c in codes if counts[c] < min(_STRAY_PX, _STRAY_SHARE * pixels)]
+    # a small polygon was meant; a small number of painted pixels hardly
+    stray = [c for c in codes if kind != "labels" and counts[c] < min(_STRAY_PX, _STRAY_SHARE * pixels)]
     if stray:
         held = ", ".join(f"{written(c)} ({counts[c]} px)" for c in stray[:3])
         kept = [c for c in codes if c not in stray]
@@ -140,14 +141,15 @@ def _palette_clash(files: Sequence[FileCodes], codes: Sequence[Code]) -> Code | 
 
 
 def _united(files: Sequence[FileCodes]) -> tuple[str, ...]:
-    """A file that codes palettes and colours alike by colour, palettes and values alike by value."""
+    """A file that codes palettes and colours alike by colour, grey beside either of them by its value."""
     kinds = {f.kind for f in files}
-    if kinds == {"values", "palette"}:
-        codes: set[Code] = {code for f in files for code in f.counts}
-    elif "labels" in kinds:
+    if "labels" in kinds or kinds == {"values", "palette", "colours"}:
         return ()
-    else:
+    codes: set[Code] = {code for f in files for code in f.counts}
+    if "values" not in kinds:
         codes = {entry(f, code) or code for f in files for code in f.counts}
+    elif "colours" in kinds:
+        codes = {c[0] if isinstance(c, tuple) and len(set(c)) == 1 else c for c in codes}
     return _plain(sorted_codes(codes), ()) if len(codes) <= MOST_CLASSES else ()
 
 

@@ -23,9 +23,12 @@ EXPECTED = (
 
 
 def form_of(data: str | os.PathLike[str]) -> Form | None:
-    """The form of a training set, None when it is none."""
+    """The form of a training set, None when it is none. Raises InputError for what cannot be read."""
     place = Path(data)
-    return next((form for form in FORMS if form.recognises(place)), None)
+    try:
+        return next((form for form in FORMS if form.recognises(place)), None)
+    except OSError as e:
+        raise InputError(f"cannot read {e.filename or place}: {e.strerror}") from e
 
 
 def listing_of(data: str | os.PathLike[str]) -> Listing:
