@@ -177,6 +177,8 @@ def test_a_window_is_the_whole_drawing_cropped(
         (_collection(_feature(_on_earth(_SQUARE)), crs={"properties": {"name": "EPSG:99999999"}}), _UTM,
          "coordinate system cannot be understood"),
         ({"hello": 1}, {}, "no GeoJSON"),
+        (_collection(_feature([[1, 2], [3, 4]])), {}, "no list of rings"),
+        (_collection(_feature(None)), _UTM, "no list of rings"),
     ],
 )  # fmt: skip
 @_pytest_warning

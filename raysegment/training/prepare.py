@@ -24,7 +24,7 @@ from raysegment.model.spec import Class, ModelSpec
 from raysegment.training.dataset import Format, Scene, common_format, identities, identity
 from raysegment.training.division import divide
 from raysegment.training.forms import listing_of
-from raysegment.training.forms.leaks import overlaps, same_pictures, told
+from raysegment.training.forms.leaks import named, overlaps, same_pictures
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
 from raysegment.training.run import RunFolder
@@ -161,13 +161,13 @@ def _leaks(asked: Request) -> list[dict[str, Any]]:
     """Pairs of training and validation images that show the same ground. Raises InputError for the same picture."""
     if same := same_pictures(asked.train, asked.val, asked.contents):
         raise InputError(
-            f"the same picture is in training and in validation: {told(same)}; "
+            f"the same picture is in training and in validation: {named(same)}; "
             "take it out of one of them, or name other images with --val"
         )
     found = overlaps(asked.train, asked.val)
     if found:
         console.warn(
-            f"training and validation images overlap on the ground ({told(found)}), by up to "
+            f"training and validation images overlap on the ground ({named(found)}), by up to "
             f"{max(leak.share for leak in found):.1%}: the scores will flatter; name other images with --val"
         )
     return [{"train": leak.train, "val": leak.val, "share": leak.share} for leak in found]

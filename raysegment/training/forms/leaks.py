@@ -78,7 +78,7 @@ def overlaps(train: Sequence[Scene], val: Sequence[Scene]) -> list[Leak]:
     return found
 
 
-def told(leaks: Sequence[Leak]) -> str:
+def named(leaks: Sequence[Leak]) -> str:
     """The first few, one after the other, and how many more there are."""
     shown = ", ".join(map(str, leaks[:_SHOWN]))
     return shown if len(leaks) <= _SHOWN else f"{shown} and {len(leaks) - _SHOWN} more pairs"

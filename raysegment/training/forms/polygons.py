@@ -76,8 +76,11 @@ class PolygonRaster:
         """The text of each code that may occur."""
         self._codes = np.array([0, *(label_code(n) for n in names), _OPEN], np.int64)
         place = {name: i for i, name in enumerate(names, start=1)}
-        drawn = _in_pixels(layer, image, path)
-        boxes = np.array([_box(g) for g in drawn]).reshape(-1, 4)
+        try:
+            drawn = _in_pixels(layer, image, path)
+            boxes = np.array([_box(g) for g in drawn]).reshape(-1, 4)
+        except (KeyError, IndexError, TypeError, ValueError) as e:
+            raise InputError(f"{path} holds a polygon that is no list of rings of (x, y): {e!r}") from e
         near = _meets(boxes, Window(y=0, x=0, height=height, width=width))
         if len(drawn) and not _meets(_hull(boxes), Window(y=0, x=0, height=height, width=width)).any():
             left, top, right, bottom = _hull(boxes)[0]

@@ -59,14 +59,13 @@ def _of_geojson(path: str) -> Layer:
         raise InputError(f"{path} is no readable GeoJSON: {e}") from e
     features = list(_features(found, path))
     properties = [f.get("properties") or {} for f in features]
-    crs = found.get("crs") if isinstance(found, dict) else None
+    crs = (found.get("crs") if isinstance(found, dict) else None) or {}
+    name = (crs.get("properties") or {}).get("name")
     return _layer(
         path,
         [f.get("geometry") for f in features],
         properties,
-        str(crs["properties"]["name"])
-        if isinstance(crs, dict) and "name" in crs.get("properties", {})
-        else None,
+        None if name is None else str(name),
         in_pixels=any("objectType" in p or isinstance(p.get("classification"), dict) for p in properties),
     )
 
