@@ -317,14 +317,14 @@ def test_records_and_planes_travel_to_workers(tmp_path: Path, ray_cluster: None)
     }
     records = _records(tmp_path / "records", 3)
     for name, place in (("planes", data), ("records", records)):
-        result = train(place, out=tmp_path / name, **options)
+        result = train(place, out=tmp_path / "runs" / name, **options)
         assert result.metrics.accuracy > 0.8
-        record = json.loads((tmp_path / name / "run.json").read_text())
+        record = json.loads((tmp_path / "runs" / name / "run.json").read_text())
         assert (
             record["data"]["val"]
             == {"planes": ["cells.ome.zarr/z=3"], "records": ["b-00001-of-00002/000000"]}[name]
         )
-        assert (tmp_path / name / "model.safetensors").is_file()
+        assert (tmp_path / "runs" / name / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
