@@ -4,12 +4,14 @@ ignore = [254, "#000000"]       # optional: values or colours that are neither l
 [[class]]
 name = "water"
 value = 1                       # or values = [1, 7], range = [128, 255] (both ends included),
-                                # colour = "#808000", colours = ["#808000", …]
+                                # colour = "#808000", colours = ["#808000", …],
+                                # label = "Tumor", labels = ["Tumor", …] of polygons (0: where there is none)
 display = "#0072b2"             # optional: its colour in pictures
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,8 @@ IGNORE = -1
 _LONGEST_RANGE = 1 << 16
 #: Above every stored pixel value that occurs in masks: the codes of colours that are not grey.
 _COLOURED = 1 << 40
+#: Above those of colours: the codes of polygons' labels.
+_LABELLED = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class ClassMap:
     @property
     def by_colour(self) -> bool:
         """Whether a palette image must be looked at by its colours rather than by its stored indices."""
-        return any(code >= _COLOURED for code in self.codes)
+        return any(_COLOURED <= code < _LABELLED for code in self.codes)
 
     def map(
         self,
@@ -150,8 +154,15 @@ def code_colour(code: int) -> Colour:
     return code >> 16 & 255, code >> 8 & 255, code & 255
 
 
-def class_code(value: int | Colour) -> int:
-    """The code of a class's pixel value or colour."""
+def label_code(label: str) -> int:
+    """The code of a polygon's label: the same wherever it occurs, so no set need know of another."""
+    return _LABELLED | int.from_bytes(hashlib.blake2b(label.encode(), digest_size=6).digest())
+
+
+def class_code(value: int | Colour | str) -> int:
+    """The code of a class's pixel value, colour or label."""
+    if isinstance(value, str):
+        return label_code(value)
     return value if isinstance(value, int) else colour_code(value)
 
 
@@ -173,12 +184,15 @@ def distinct(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def describe(codes: Sequence[int]) -> str:
     """ "values 3, 7, #808000 and 12 more"."""
-    shown = [
-        "#{:02x}{:02x}{:02x}".format(*code_colour(code)) if code >= _COLOURED else str(code)
-        for code in codes[:5]
-    ]
+    shown = [_written(code) for code in codes[:5]]
     more = f" and {len(codes) - 5} more" if len(codes) > 5 else ""
     return f"value{'s' if len(codes) > 1 else ''} {', '.join(shown)}{more}"
+
+
+def _written(code: int) -> str:
+    if code >= _LABELLED:
+        return "of a label"
+    return "#{:02x}{:02x}{:02x}".format(*code_colour(code)) if code >= _COLOURED else str(code)
 
 
 def _hex(text: str) -> str:
@@ -200,6 +214,8 @@ class _Entry(BaseModel):
     range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     colour: _Hex | None = None
     colours: list[_Hex] = Field(default_factory=list)
+    label: Annotated[str, Field(min_length=1)] | None = None
+    labels: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     display: _Hex | None = None
 
     @model_validator(mode="after")
@@ -209,15 +225,21 @@ class _Entry(BaseModel):
                 f"range {self.range}: give the lowest and the highest value, at most {_LONGEST_RANGE}"
             )
         if not self.coded_by():
-            raise ValueError("give value, values, range, colour or colours")
+            raise ValueError("give value, values, range, colour, colours, label or labels")
         return self
 
-    def coded_by(self) -> list[int | Colour]:
+    def coded_by(self) -> list[int | Colour | str]:
         numbers = [self.value] if self.value is not None else []
         if self.range is not None:
             numbers += range(self.range[0], self.range[1] + 1)
         texts = [self.colour] if self.colour is not None else []
-        return [*numbers, *self.values, *(_rgb(text) for text in [*texts, *self.colours])]
+        words = [self.label] if self.label is not None else []
+        colours = [_rgb(text) for text in [*texts, *self.colours]]
+        return [*numbers, *self.values, *colours, *words, *self.labels]
+
+    def value_shown(self) -> int | Colour | None:
+        first = self.coded_by()[0]
+        return None if isinstance(first, str) else first
 
 
 class _File(BaseModel):
@@ -230,6 +252,7 @@ class _File(BaseModel):
 def _coded(path: Path, file: _File) -> tuple[tuple[Class, ...], dict[int, int]]:
     codes: dict[int, int] = {}
     owner: dict[int, str] = {}
+    coded: list[tuple[str, Sequence[int | Colour | str], int]]
     coded = [(f"class {e.name!r}", e.coded_by(), i) for i, e in enumerate(file.entries)]
     coded.append(("ignore", [_rgb(v) if isinstance(v, str) else v for v in file.ignore], IGNORE))
     for who, values, target in coded:
@@ -243,7 +266,7 @@ def _coded(path: Path, file: _File) -> tuple[tuple[Class, ...], dict[int, int]]:
             raise InputError(f"{path}: two classes are named {name!r}: names must differ")
     painted = default_classes(len(names))
     classes = tuple(
-        Class(name=e.name, colour=_rgb(e.display) if e.display else p.colour, value=e.coded_by()[0])
+        Class(name=e.name, colour=_rgb(e.display) if e.display else p.colour, value=e.value_shown())
         for e, p in zip(file.entries, painted, strict=True)
     )
     return classes, codes

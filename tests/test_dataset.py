@@ -10,7 +10,8 @@ import tifffile
 
 from raysegment.errors import InputError
 from raysegment.training import survey as survey_module
-from raysegment.training.dataset import blocks, common_format, find_scenes, identity, split
+from raysegment.training.dataset import blocks, common_format, find_scenes, identity
+from raysegment.training.division import split
 from raysegment.training.survey import survey
 
 
@@ -43,8 +44,8 @@ def test_pairs_are_sorted_and_sidecars_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: (root / "masks" / "b.tif").unlink(), "no partner of the same stem in masks/ for b.tif"),
-        (lambda root: (root / "images" / "a.tif").unlink(), "no partner of the same stem in images/ for a.tif"),
+        (lambda root: (root / "masks" / "b.tif").unlink(), "b.tif has no partner of the same stem in masks/"),
+        (lambda root: (root / "images" / "a.tif").unlink(), "a.tif has no partner of the same stem in images/"),
         (lambda root: tifffile.imwrite(root / "masks" / "b.tif", _square(0, 6)),
          r"images/b.tif is 8 × 8 px, its mask .*masks/b.tif 6 × 6"),
         (lambda root: tifffile.imwrite(root / "images" / "a.tiff", _square()), "a.tif and a.tiff: one file per stem"),

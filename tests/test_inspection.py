@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raysegment.cli.app import app
-from raysegment.errors import InputError, NotBuiltError
+from raysegment.errors import InputError
 from raysegment.inspection import image as image_module
 from raysegment.inspection import inspect
 from raysegment.inspection.text import MOST_ROWS, as_text
@@ -212,7 +212,8 @@ def test_a_training_set(dataset: Path) -> None:
     assert [f["mask"] for f in facts["files"]] == ["values 0", *["values 0, 255"] * 3]
     shares = {c["value"]: (c["share"], c["files"]) for c in facts["classes"]}
     assert shares == {0: (pytest.approx(50 / 80), 4), 255: (pytest.approx(30 / 80), 3)}
-    assert "values 0, 255 (3 files)" in facts["coding"]
+    assert [f["coding"] for f in facts["files"]] == ["0 alone", *["0/255"] * 3]
+    assert facts["coding"] == "0/255 (3 files); 0 alone (1 file)"
 
 
 def test_every_problem_of_a_training_set_is_listed(dataset: Path) -> None:
@@ -241,7 +242,7 @@ def test_folders_that_are_missing_are_problems_and_other_folders_are_refused(tmp
     with pytest.raises(InputError, match="neither a Zarr store nor a training set"):
         inspect(tmp_path / "empty")
     (tmp_path / "set.csv").write_text("image,mask\n")
-    with pytest.raises(NotBuiltError, match=r"set\.csv"):
+    with pytest.raises(InputError, match=r"set\.csv holds no rows"):
         inspect(tmp_path / "set.csv")
     with pytest.raises(InputError, match=r"none\.tif"):
         inspect(tmp_path / "none.tif")

@@ -34,6 +34,7 @@ from raysegment.training.exhibits import KEPT, find, window_score
 from raysegment.training.findings import findings
 from raysegment.training.fit import train
 from raysegment.training.loop import work
+from raysegment.training.metric import Metric
 from raysegment.training.parallel import Workers
 from raysegment.training.prepare import job_of, prepare, request
 from raysegment.training.report import constant_scores, write_report
@@ -376,7 +377,8 @@ def _validator(root: Path, workers: Workers) -> tuple[Validator, np.ndarray, np.
     spec = ModelSpec(classes=classes.classes, channels=1, activation="sigmoid", tile=16)
     off = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
     reader = WindowReader(find_scenes(root), (0,), classes)
-    return Validator(reader, spec, workers, torch.device("cpu"), 4, off), image, truth
+    metric = Metric.of("mean_iou", spec.class_names, (0.5, 0.5))
+    return Validator(reader, spec, metric, workers, torch.device("cpu"), 4, off), image, truth
 
 
 def test_the_worst_and_the_best_are_those_of_all_windows(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from raysegment.errors import InputError
-from raysegment.training.coding import FileCodes, Kind, count_codes, infer
-from raysegment.training.dataset import common_format, find_scenes, split
+from raysegment.training.codes import FileCodes, Kind, count_codes
+from raysegment.training.coding import infer
+from raysegment.training.dataset import common_format, find_scenes
+from raysegment.training.division import split
 from raysegment.training.survey import survey
 
 
@@ -51,13 +53,13 @@ def test_palettes_are_read_by_index_and_lend_their_colours() -> None:
         ([_file("a", {0: 5, 1: 5}, "palette", ((0, 0, 0), (9, 9, 9))),
           _file("b", {0: 5, 1: 5}, "palette", ((0, 0, 0), (8, 8, 8)))], "palettes of the masks disagree about entry 1"),
         ([_file("a", dict.fromkeys(range(100), 5))], "100 different values, as .* too many"),
-        ([_file("a", {(i, 0, 7): 5 for i in range(80)}, "colours")], "80 different colours: too many"),
+        ([_file("a", {(i, 0, 7): 5 for i in range(80)}, "colours")], "80 different colours, as JPEG-compressed"),
     ],
 )  # fmt: skip
 def test_what_would_be_a_guess_is_refused(files: list[FileCodes], message: str) -> None:
     with pytest.raises(InputError, match=message) as e:
         infer(files)
-    assert "--classes FILE.toml" in str(e.value)
+    assert "--classes " in str(e.value)
     assert "\n" not in str(e.value)
 
 

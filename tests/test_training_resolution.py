@@ -18,7 +18,7 @@ from raysegment.raster import open_raster
 from raysegment.training import windows
 from raysegment.training.dataset import find_scenes
 from raysegment.training.prepare import prepare, request
-from raysegment.training.resolution import at_pixel_size, open_mask
+from raysegment.training.resolution import Resampled, at_pixel_size
 from raysegment.training.settings import Settings
 from raysegment.training.windows import WindowReader
 
@@ -60,7 +60,7 @@ def test_images_of_two_pixel_sizes_become_one_grid(
     scenes, asked = at_pixel_size(find_scenes(data), 0.5)
     assert asked == (0.5, 0.5, "um")
     assert [s.size for s in scenes] == [Size(40, 60)] * 2
-    assert scenes[1].sampling is None
+    assert not isinstance(scenes[1].image, Resampled)
     read = WindowReader(scenes, (0,), _TWO)
     for window in (
         Window(y=0, x=0, height=40, width=60),
@@ -117,7 +117,7 @@ def test_images_in_two_units_are_refused(data: Path) -> None:
 
 def test_a_resampled_mask_travels_with_its_values(data: Path) -> None:
     scenes, _ = at_pixel_size(find_scenes(data), 0.4)
-    mask = open_mask(scenes[0])
+    mask = scenes[0].mask.open()
     window = Window(y=0, x=0, height=50, width=75)
     assert mask.shape == (50, 75, 1)
     values = mask.read(window)

@@ -16,11 +16,15 @@ from raysegment.cli.common import Result, command
     Examples:
       raysegment inspect scene.tif
       raysegment inspect DATA --json
+      raysegment inspect set.csv --classes classes.toml
       raysegment inspect run/model.safetensors
     """,
 )
 def inspect(
     path: Annotated[str, typer.Argument(help="An image, a training set, a model or a mask.")],
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="What the masks of a training set mean.")
+    ] = None,
 ) -> Result:
     """Say what an image, a training set, a model or a mask holds.
 
@@ -28,7 +32,7 @@ def inspect(
     """
     from raysegment.inspection import inspect as run
 
-    return run(path)
+    return run(path, classes=classes)
 
 
 @command(

@@ -1,4 +1,4 @@
-"""`raysegment train`: from a folder of images and masks to a model."""
+"""`raysegment train`: from a training set to a model."""
 
 from __future__ import annotations
 
@@ -68,15 +68,23 @@ def _auto_or_number(text: str) -> int | str:
       raysegment train DATA --out run
       raysegment train DATA --out run --val 0.3 --epochs 20 --loss "0.5*focal(alpha=0.25,gamma=2)+dice"
       raysegment train DATA --out run --classes classes.toml --class-weights balanced --workers 4
+      raysegment train scenes.csv --out run          # image,mask[,split]; masks may be polygons
       raysegment train DATA --out run2 --config run/config.toml --seed 1
     """,
 )
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder with images/ and masks/, pairs of one stem.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with images/ and masks/, CSV/Parquet/JSONL manifest, Zarr, or TFRecords."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the model and all that the run writes.")],
     val: Annotated[
         str,
-        typer.Option(metavar="FRACTION|DATA", help="Share of the images, last by name, or another folder."),
+        typer.Option(
+            metavar="FRACTION|DATA", help="Share of the images, last by name, or another training set."
+        ),
     ] = "0.2",
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="What the masks' values or colours mean.")

@@ -8,20 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raysegment import console
-from raysegment.classes import IGNORE, ClassMap, class_code
+from raysegment.classes import ClassMap
 from raysegment.errors import RaysegmentError
 from raysegment.geometry import Size
-from raysegment.raster import open_raster
-from raysegment.training.coding import FileCodes, count_codes, infer, kind_of
-from raysegment.training.dataset import blocks, files_by_stem
+from raysegment.training.codes import FileCodes, greys_as_values
+from raysegment.training.coding import infer, told
+from raysegment.training.dataset import identities
+from raysegment.training.division import DEFAULT_SHARE, divide
+from raysegment.training.doubt import find_doubt
+from raysegment.training.forms import Listing, Pair, Source, listing_of
+from raysegment.training.forms.leaks import overlaps, same_pictures
+from raysegment.training.survey import class_pixels, mask_codes, refuse_unknown
+from raysegment.training.thin import thin_masks
 
 
 @dataclass(frozen=True)
-class _Pair:
+class _Looked:
     """What is known of one image and its mask; what is None could not be found out."""
 
     name: str
+    split: str | None = None
     size: Size | None = None
     dtype: str | None = None
     channels: int | None = None
@@ -31,103 +40,107 @@ class _Pair:
     def row(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            **({} if self.split is None else {"split": self.split}),
             "size": list(self.size) if self.size is not None else None,
             "dtype": self.dtype,
             "channels": self.channels,
-            "mask": str(self.mask).partition(": ")[2] if self.mask is not None else None,
+            "coding": self.mask.coding if self.mask is not None else None,
+            "mask": self.mask.held if self.mask is not None else None,
         }
 
 
-def dataset_facts(root: Path) -> dict[str, Any]:
-    """Of a folder with images/ and masks/. Every mask is read once; nothing is refused, all problems are listed."""
-    images, masks, problems = _listed(root)
-    stems = sorted(images.keys() | masks.keys())
+def dataset_facts(root: Path, classes_file: Path | None = None) -> dict[str, Any]:
+    """Of a training set in any form. Every mask is read once; nothing is refused, all problems are listed.
+
+    Raises InputError for a set that is none, and for a classes file that cannot be read.
+    """
+    given = None if classes_file is None else ClassMap.load(classes_file)
+    listing = listing_of(root)
+    sources = [pair.mask for pair in listing.pairs if pair.mask is not None]
+    if given is None and sources:
+        given = told(sources)
     pairs = []
-    with console.progress("check", len(stems), "images") as progress:
-        for stem in stems:
-            pairs.append(_looked_at(stem, images.get(stem), masks.get(stem)))
+    with console.progress("check", len(listing.pairs), "images") as progress:
+        for pair in listing.pairs:
+            pairs.append(_looked_at(pair, given))
             progress.advance()
-    problems += [p for pair in pairs for p in pair.problems]
-    problems += _odd_ones_out(pairs)
-    coded = [pair.mask for pair in pairs if pair.mask is not None]
-    classes: list[dict[str, Any]] = []
-    if coded:
-        try:
-            classes = _balance(infer(coded), coded)
-        except RaysegmentError as e:
-            problems.append(str(e))
+    problems = [*listing.problems, *(p for pair in pairs for p in pair.problems), *_odd_ones_out(pairs)]
+    coded = [pair for pair in pairs if pair.mask is not None]
+    masks = [pair.mask for pair in coded if pair.mask is not None]
+    doubt = find_doubt(greys_as_values(masks)) if masks and given is None else None
+    if doubt is not None:
+        problems.append(str(doubt))
+    found = given if given is not None or not masks or doubt is not None else infer(masks)
+    notes = list(listing.notes)
+    if found is not None:
+        notes += thin_masks(
+            found, [p.name for p in coded], [class_pixels(found, m) for m in masks], len(masks)
+        )
+    if not problems and len(pairs) > 1:
+        _look_for_leaks(listing, root, problems, notes)
     return {
-        "images": len(images),
-        "masks": len(masks),
-        "pairs": len(images.keys() & masks.keys()),
+        "images": sum(pair.image is not None for pair in listing.pairs),
+        "masks": sum(pair.mask is not None for pair in listing.pairs),
+        "pairs": sum(pair.image is not None and pair.mask is not None for pair in listing.pairs),
         "megapixels": sum(p.size.area for p in pairs if p.size is not None) / 1e6,
-        "coding": _several(Counter(str(f).partition(": ")[2] for f in coded)),
-        "classes": classes,
+        "coding": _several(Counter(m.coding for m in masks)),
+        "classes": [] if found is None else _balance(found, masks),
         "files": [p.row() for p in pairs],
+        "notes": notes,
         "problems": problems,
+        "suggested_classes_file": [] if doubt is None else list(doubt.classes_file),
     }
 
 
-def _listed(root: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
-    """Files by stem in images/ and masks/, and what is wrong with the folders."""
-    found: list[dict[str, Path]] = []
-    problems = []
-    for name in ("images", "masks"):
-        folder = root / name
-        try:
-            found.append(files_by_stem(folder) if folder.is_dir() else {})
-        except RaysegmentError as e:
-            found.append({})
-            problems.append(str(e))
-        if not folder.is_dir():
-            problems.append(f"{root} has no folder {name}/")
-        elif not found[-1]:
-            problems.append(f"{folder} holds no {name}")
-    return found[0], found[1], problems
+def _look_for_leaks(listing: Listing, root: Path, problems: list[str], notes: list[str]) -> None:
+    """Between what `train` would learn from and what it would hold back if nobody said otherwise."""
+    try:
+        train, val = divide(listing, root, DEFAULT_SHARE)
+        same = same_pictures(train, val, [image for image, _ in identities([*train, *val])])
+        problems += [f"the same picture is in training and in validation: {leak}" for leak in same]
+        notes += [
+            f"training and validation overlap on the ground: {leak}, {leak.share:.1%}"
+            for leak in overlaps(train, val)
+        ]
+    except RaysegmentError as e:
+        problems.append(str(e))
 
 
-def _looked_at(stem: str, image: Path | None, mask: Path | None) -> _Pair:
+def _looked_at(pair: Pair, given: ClassMap | None) -> _Looked:
     problems: list[str] = []
     facts: dict[str, Any] = {}
-    if image is None or mask is None:
-        there = "images" if image is None else "masks"
-        problems.append(f"{(image or mask or Path(stem)).name} has no partner of the same stem in {there}/")
-    if image is not None:
+    mask_size: Size | None = None
+    if pair.image is not None:
         try:
-            raster = open_raster(image)
+            raster = pair.image.open()
             facts["size"], facts["dtype"] = Size(*raster.shape[:2]), str(raster.dtype)
             facts["channels"] = raster.shape[2] - (raster.alpha is not None)
             raster.close()
         except RaysegmentError as e:
             problems.append(str(e))
-    if mask is not None:
+    if pair.mask is not None:
         try:
-            size, facts["mask"] = _coded(mask)
-            if facts.get("size", size) != size:
-                height, width = facts["size"]
-                problems.append(
-                    f"{mask.name} is {size.height} × {size.width} px, its image {height} × {width} px"
-                )
+            mask_size = _size(pair.mask)
+            facts["mask"] = mask_codes(pair.mask, given)
+            if given is not None:
+                refuse_unknown(given, facts["mask"])
         except RaysegmentError as e:
             problems.append(str(e))
-    return _Pair((image or mask or Path(stem)).name, **facts, problems=tuple(problems))
+    size = facts.get("size")
+    if size is not None and mask_size is not None and size != mask_size:
+        problems.append(
+            f"{pair.mask} is {mask_size.height} × {mask_size.width} px, its image {size.height} × {size.width} px"
+        )
+    return _Looked(pair.name, pair.split, **facts, problems=tuple(problems))
 
 
-def _coded(path: Path) -> tuple[Size, FileCodes]:
-    """Size of a mask, and the pixels of every code in it."""
-    mask = open_raster(path)
-    try:
-        kind = kind_of(mask)
-        counts: Counter[Any] = Counter()
-        for window in blocks(mask):
-            pixels = mask.read(window)
-            counts += count_codes(kind, pixels, mask.valid(window, pixels))
-        return Size(*mask.shape[:2]), FileCodes(str(path), kind, counts, mask.palette)
-    finally:
-        mask.close()
+def _size(source: Source) -> Size:
+    raster = source.open()
+    raster.close()
+    return Size(*raster.shape[:2])
 
 
-def _odd_ones_out(pairs: Sequence[_Pair]) -> list[str]:
+def _odd_ones_out(pairs: Sequence[_Looked]) -> list[str]:
     """Images that are not of the commonest kind."""
     kinds = Counter((p.channels, p.dtype) for p in pairs if p.dtype is not None)
     if len(kinds) < 2:
@@ -142,29 +155,24 @@ def _odd_ones_out(pairs: Sequence[_Pair]) -> list[str]:
 
 def _balance(found: ClassMap, files: Sequence[FileCodes]) -> list[dict[str, Any]]:
     """Pixels of each class and the number of files that have it."""
-    pixels, holders = Counter[int](), Counter[int]()
-    for file in files:
-        table = found.table(file.palette)
-        indices = {code: table.get(class_code(code), IGNORE) for code in file.counts}
-        for code, index in indices.items():
-            pixels[index] += file.counts[code]
-        holders.update(set(indices.values()))
-    total = sum(pixels[i] for i in range(len(found.classes)))
+    counts = np.stack([class_pixels(found, file) for file in files])
+    pixels, holders = counts.sum(axis=0), (counts > 0).sum(axis=0)
+    total = int(pixels.sum())
     return [
         {
             "index": i,
             "name": c.name,
             "value": c.value,
-            "pixels": pixels[i],
-            "share": pixels[i] / total if total else 0.0,
-            "files": holders[i],
+            "pixels": int(pixels[i]),
+            "share": int(pixels[i]) / total if total else 0.0,
+            "files": int(holders[i]),
         }
         for i, c in enumerate(found.classes)
     ]
 
 
 def _several(counts: Counter[str]) -> str | None:
-    """ "values 0, 255 (30 files)", the commonest first."""
+    """ "0/255 (30 files)", the commonest first."""
     said = [f"{coding} ({n} file{'s' if n > 1 else ''})" for coding, n in counts.most_common(3)]
     more = f"; {len(counts) - 3} other codings" if len(counts) > 3 else ""
     return "; ".join(said) + more if said else None

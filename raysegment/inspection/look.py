@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from raysegment.errors import InputError, NotBuiltError
+from raysegment.errors import InputError, UsageError
 from raysegment.inspection.text import as_text
 
 Kind = Literal["image", "dataset", "model", "mask"]
 
 _MODELS = (".safetensors", ".pt2", ".onnx", ".pt", ".pth", ".ckpt")
-_MANIFESTS = (".csv", ".parquet", ".jsonl", ".tfrecord", ".tfrecords")
 _ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
 
 
@@ -38,32 +37,34 @@ class InspectResult:
         return f"{self.path}: {self.kind}\n{as_text(self.facts)}"
 
 
-def inspect(path: str | os.PathLike[str]) -> InspectResult:
-    """Look at an image, a training set (folder), a model or a mask.
+def inspect(path: str | os.PathLike[str], *, classes: str | os.PathLike[str] | None = None) -> InspectResult:
+    """Look at an image, a training set in any of its forms, a model or a mask.
 
-    Of an image a few windows are read, of a mask every pixel, of a training set every mask. Raises InputError
-    when there is nothing that can be understood.
+    Of an image a few windows are read, of a mask every pixel, of a training set every mask. `classes`: a classes file
+    by which the masks of a training set are read. Raises InputError when there is nothing that can be understood,
+    UsageError for `classes` beside anything but a training set.
     """
     place = Path(path)
-    kind, facts = _looked_at(place)
+    kind, facts = _looked_at(place, None if classes is None else Path(classes))
+    if classes is not None and kind != "dataset":
+        raise UsageError(f"--classes {classes} is for training sets, and {path} is a {kind}: leave it out")
     return InspectResult(kind, str(path), facts)
 
 
-def _looked_at(path: Path) -> tuple[Kind, Mapping[str, Any]]:
+def _looked_at(path: Path, classes: Path | None) -> tuple[Kind, Mapping[str, Any]]:
     if path.suffix.lower() in _MODELS and not path.is_dir():
         from raysegment.inspection.model import model_facts
 
         return "model", model_facts(path)
-    if path.suffix.lower() in _MANIFESTS and path.is_file():
-        raise NotBuiltError(f"{path}: training sets in {path.suffix} files are not built yet: give a folder")
-    if path.is_dir() and not any((path / name).is_file() for name in _ZARR_METADATA):
-        if not (path / "images").is_dir() and not (path / "masks").is_dir():
-            raise InputError(
-                f"{path} is neither a Zarr store nor a training set: it holds no images/ and masks/"
-            )
+    from raysegment.training.forms.find import EXPECTED, form_of
+
+    # a label image makes a training set with its parent, but was asked for by itself
+    if path.parent.name != "labels" and form_of(path) is not None:
         from raysegment.inspection.dataset import dataset_facts
 
-        return "dataset", dataset_facts(path)
+        return "dataset", dataset_facts(path, classes)
+    if path.is_dir() and not any((path / name).is_file() for name in _ZARR_METADATA):
+        raise InputError(f"{path} is neither a Zarr store nor a training set: give {EXPECTED}")
 
     from raysegment.inspection.image import image_facts, mask_facts
     from raysegment.mask.coding import read_coding, read_field

@@ -7,6 +7,8 @@ from typing import Any
 
 #: Rows of a table that are shown; --json has them all.
 MOST_ROWS = 20
+#: Lists of lines, and what each line begins with.
+_LISTED = {"problems": "- ", "notes": "- ", "suggested_classes_file": ""}
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
@@ -18,10 +20,8 @@ def as_text(facts: Mapping[str, Any]) -> str:
             continue
         if _is_table(value):
             lines += [f"  {_label(key)}", *(f"    {row}" for row in _table(value))]
-        elif (
-            isinstance(value, list) and value and all(isinstance(v, str) for v in value) and key == "problems"
-        ):
-            lines += [f"  {_label(key)}", *(f"    - {v}" for v in value)]
+        elif key in _LISTED:
+            lines += [f"  {_label(key)}", *(f"    {_LISTED[key]}{v}" for v in value)]
         else:
             lines.append(f"  {_label(key):<{width}}  {_plain(value)}")
     return "\n".join(lines)

@@ -33,6 +33,16 @@ def path_identity(path: str | os.PathLike[str]) -> str:
         raise InputError(f"cannot read {e.filename or path}: {e.strerror}") from e
 
 
+def part_identity(path: str | os.PathLike[str], offset: int, length: int) -> str:
+    """blake2b (32 hex digits) of a part of a file. Raises InputError when it cannot be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        _add(digest, Path(path), offset, length)
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror}") from e
+    return digest.hexdigest()
+
+
 def _identity(root: Path) -> str:
     if root.is_dir():
         files = sorted((p.relative_to(root).as_posix(), p) for p in root.rglob("*") if p.is_file())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from raysegment.errors import InputError, ReadError, UsageError
 from raysegment.geometry import Size, Window
-from raysegment.raster.identity import path_identity
+from raysegment.raster.byte_file import ByteFile
+from raysegment.raster.identity import part_identity, path_identity
 from raysegment.raster.validity import valid_pixels
 from raysegment.raster.window import check_window
 
@@ -35,6 +37,7 @@ class PictureRaster:
     """A picture as one (y, x, channel) plane; see :class:`raysegment.raster.protocol.Raster`.
 
     A palette picture is read as the stored index with `.palette` beside it, a 1-bit one as uint8 0 and 1.
+    `part`: offset and length in bytes of a picture that is only a part of the file at `path`.
     """
 
     levels: tuple[Size, ...]
@@ -44,9 +47,10 @@ class PictureRaster:
     transform: Transform | None = None
     nodata: float | None = None
 
-    def __init__(self, path: str, select: Mapping[str, int]) -> None:
+    def __init__(self, path: str, select: Mapping[str, int], part: tuple[int, int] | None = None) -> None:
         self.path = path
         self.select = dict(select)
+        self.part = part
         self._pixels: np.ndarray | None = None
         self._lock = threading.Lock()
         if select:
@@ -62,7 +66,7 @@ class PictureRaster:
             with warnings.catch_warnings():
                 # The size is checked in _describe, with our own limit.
                 warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-                return PIL.Image.open(self.path, formats=_FORMATS)
+                return PIL.Image.open(self._encoded() if self.part else self.path, formats=_FORMATS)
         except PIL.UnidentifiedImageError as e:
             raise InputError(
                 f"{self.path} is no image that can be read (content decides): give TIFF, Zarr, PNG or JPEG"
@@ -79,7 +83,7 @@ class PictureRaster:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise InputError(f"{self.path} holds {image.n_frames} pictures: give one picture per file")  # type: ignore[attr-defined]
         # Pillow halves colours of 16 bits without a word, and stretches grey of 2 and 4 bits.
-        depth = _png_depth(self.path) if image.format == "PNG" else 8
+        depth = self._png_depth() if image.format == "PNG" else 8
         self._is_deep = depth == 16 and image.mode in ("RGB", "RGBA", "LA")
         self._stretch = _STRETCH.get(depth, 1) if image.mode == "L" else 1
         if image.mode not in _CHANNELS and image.mode not in _DTYPES:
@@ -109,7 +113,7 @@ class PictureRaster:
 
     def _decoded(self, window: Window) -> np.ndarray:
         try:
-            pixels = _deep_png(self.path) if self._is_deep else self._by_pillow()
+            pixels = self._deep_png() if self._is_deep else self._by_pillow()
             return (pixels // self._stretch if self._stretch > 1 else pixels).reshape(self.shape)
         except Exception as e:  # codecs raise anything on damaged data
             raise ReadError(f"{self.path}: cannot read {window}: {e}") from e
@@ -119,6 +123,28 @@ class PictureRaster:
             image.load()
             return np.asarray(image).astype(self.dtype, copy=False)
 
+    def _deep_png(self) -> np.ndarray:
+        import imagecodecs
+
+        with self._encoded() as f:
+            return np.asarray(imagecodecs.png_decode(f.read()))
+
+    def _png_depth(self) -> int:
+        """Bits per sample, by the IHDR chunk."""
+        with self._encoded() as f:
+            head = f.read(25)
+        return head[24] if len(head) == 25 else 8
+
+    def _encoded(self) -> BinaryIO:
+        """The picture's own bytes."""
+        if self.part is None:
+            return open(self.path, "rb")
+        file = ByteFile(self.path)
+        try:
+            return io.BytesIO(file.read(*self.part))
+        finally:
+            file.close()
+
     def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
         """Where alpha is not 0. True = data; None = everywhere."""
         return valid_pixels(pixels, self.nodata, self.alpha)
@@ -127,29 +153,15 @@ class PictureRaster:
         """A picture is stored whole."""
 
     def identity(self) -> str:
-        """Digest of the file's content; see :mod:`raysegment.raster.identity`."""
-        return path_identity(self.path)
+        """Digest of the picture's bytes; see :mod:`raysegment.raster.identity`."""
+        return path_identity(self.path) if self.part is None else part_identity(self.path, *self.part)
 
     def close(self) -> None:
         """Let go of the decoded pixels."""
         self._pixels = None
 
-    def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
-        return PictureRaster, (self.path, self.select)
-
-
-def _png_depth(path: str) -> int:
-    """Bits per sample, by the IHDR chunk."""
-    with open(path, "rb") as f:
-        head = f.read(25)
-    return head[24] if len(head) == 25 else 8
-
-
-def _deep_png(path: str) -> np.ndarray:
-    import imagecodecs
-
-    with open(path, "rb") as f:
-        return np.asarray(imagecodecs.png_decode(f.read()))
+    def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int], tuple[int, int] | None]]:
+        return PictureRaster, (self.path, self.select, self.part)
 
 
 def _palette(image: Image) -> tuple[tuple[int, int, int], ...] | None:

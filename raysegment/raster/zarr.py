@@ -16,10 +16,11 @@ from raysegment.raster.segment_cache import DECODED
 from raysegment.raster.stored import Stored
 from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
+from raysegment.raster.zarr_axes import dimension_names, names_by_parent, ome_axes
 from raysegment.raster.zarr_chunks import stored_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     import zarr
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from raysegment.raster.segment_cache import Key
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
-#: Axes of OME-Zarr 0.1 and 0.2, which did not name them.
-_OLD_AXES = ("t", "c", "z", "y", "x")
 
 
 class ZarrRaster:
@@ -65,9 +64,7 @@ class ZarrRaster:
 
     def _open_array(self, array: zarr.Array) -> None:
         names = (
-            _dimension_names(array)
-            or _names_by_parent(Path(self.path))
-            or guess_names(array.shape, self.path)
+            dimension_names(array) or names_by_parent(Path(self.path)) or guess_names(array.shape, self.path)
         )
         self.format = f"Zarr v{array.metadata.zarr_format}"
         self._describe([array], [names], dict(array.attrs), {})
@@ -101,7 +98,7 @@ class ZarrRaster:
         self, group: zarr.Group, ome: Mapping[str, Any], attributes: Mapping[str, Any]
     ) -> None:
         scales = ome["multiscales"][0]
-        names, units = _ome_axes(scales)
+        names, units = ome_axes(scales)
         arrays = [group[d["path"]] for d in scales["datasets"]]
         version = str(ome.get("version") or scales.get("version") or "0.1")
         self.format = f"OME-Zarr {version}"
@@ -223,36 +220,6 @@ class ZarrRaster:
 
     def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
         return ZarrRaster, (self.path, self.select)
-
-
-def _dimension_names(array: zarr.Array) -> tuple[str, ...] | None:
-    """Names by Zarr v3's own field or xarray's attribute; None when there are none or some are missing."""
-    attributes: dict[str, Any] = dict(array.attrs)
-    names = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
-    if not names or any(n is None for n in names):
-        return None
-    return tuple(str(n) for n in names)
-
-
-def _names_by_parent(path: Path) -> tuple[str, ...] | None:
-    """Names of a level's axes by the OME-Zarr image that it belongs to; None when it belongs to none."""
-    import zarr
-
-    if not any((path.parent / name).is_file() for name in ("zarr.json", ".zgroup")):
-        return None
-    attributes: dict[str, Any] = dict(zarr.open_group(path.parent, mode="r").attrs)
-    scales = attributes.get("ome", attributes).get("multiscales") or [{}]
-    if path.name not in [d["path"] for d in scales[0].get("datasets", ())]:
-        return None
-    return _ome_axes(scales[0])[0]
-
-
-def _ome_axes(scales: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str | None]]:
-    """Axis names and units: 0.4 and later describe them, 0.3 names them, before they were five and fixed."""
-    axes: Sequence[Any] = scales.get("axes") or _OLD_AXES
-    if all(isinstance(a, str) for a in axes):
-        return tuple(axes), {}
-    return tuple(a["name"] for a in axes), {a["name"]: a.get("unit") for a in axes}
 
 
 def _ome_pixel_size(

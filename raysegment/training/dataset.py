@@ -1,7 +1,6 @@
-"""What is trained on: pairs of image and mask, checked before anything starts, and their statistics.
+"""What the scenes of a training set have in common, how they are divided, and how one is walked through.
 
-A folder holds ``images/`` and ``masks/``; a pair is two files of one stem, in any format that
-:func:`raysegment.open_raster` opens. Nothing here keeps pixels: images may be of any size.
+Where scenes come from is in forms/. Nothing here keeps pixels: images may be of any size.
 """
 
 from __future__ import annotations
@@ -9,36 +8,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from raysegment.errors import InputError
-from raysegment.geometry import Size, Window
-from raysegment.raster import PixelSize, Raster, open_raster
-from raysegment.raster.sampling import Sampling
+from raysegment.geometry import Window
+from raysegment.raster import PixelSize, Raster
+from raysegment.training.forms import Scene, Source, find_scenes
 
-#: Files that stand beside images without being images.
-_SIDECARS = frozenset(
-    {".xml", ".txt", ".json", ".csv", ".toml", ".md", ".prj", ".ovr", ".tfw", ".pgw", ".jgw", ".wld", ".db"}
-)
-_SHOWN = 3
+__all__ = [
+    "Format", "Scene", "blocks", "common_format", "find_scenes", "identities", "identity", "usable",
+]  # fmt: skip
+
 #: Pixel sizes that differ by less than this share count as one.
 _SAME_PIXEL_SIZE = 0.01
 _SURVEY_EDGE = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """One image with its mask; both are opened where they are read."""
-
-    name: str
-    image: str
-    mask: str
-    size: Size
-    """Of the grid that both are read on."""
-    sampling: Sampling | None = None
-    """How the image is read on that grid; None: as stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,36 +36,13 @@ class Format:
     """None where the images have none or do not agree."""
 
 
-def find_scenes(data: str | Path) -> tuple[Scene, ...]:
-    """The pairs of a folder in the order of their names. Raises InputError for whatever does not pair up."""
-    root = Path(data)
-    if not root.exists():
-        raise InputError(f"{data} does not exist: give a folder with images/ and masks/")
-    folders = root / "images", root / "masks"
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{data} has no folder {folder.name}/: a training set holds images/ and masks/")
-    images, masks = map(files_by_stem, folders)
-    if not images:
-        raise InputError(f"{folders[0]} holds no images")
-    for missing, here, there in (
-        (images.keys() - masks.keys(), images, "masks"),
-        (masks.keys() - images.keys(), masks, "images"),
-    ):
-        if missing:
-            names = _several(sorted(here[stem].name for stem in missing))
-            raise InputError(f"{data}: no partner of the same stem in {there}/ for {names}")
-    pairs = sorted((image.name, image, masks[stem]) for stem, image in images.items())
-    return tuple(_scene(name, image, mask) for name, image, mask in pairs)
-
-
 def common_format(scenes: Sequence[Scene]) -> Format:
     """Channels, dtype and pixel size of the images. Raises InputError naming two that differ."""
     first: tuple[str, int, str] | None = None
     alphas, pixel_sizes = set(), []
     for scene in scenes:
-        image = open_raster(scene.image)
-        this = (scene.image, image.shape[2] - (image.alpha is not None), str(image.dtype))
+        image = scene.image.open()
+        this = (str(scene.image), image.shape[2] - (image.alpha is not None), str(image.dtype))
         alphas.add((image.alpha, image.shape[2]))
         pixel_sizes.append(image.pixel_size)
         image.close()
@@ -100,25 +61,29 @@ def common_format(scenes: Sequence[Scene]) -> Format:
     return Format(layouts.pop(), first[2], _common_pixel_size(pixel_sizes))
 
 
-def split(scenes: Sequence[Scene], fraction: float) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
-    """(training, validation): the last `fraction` of the names, at least one and not all, is for validation."""
-    if len(scenes) < 2:
-        raise InputError(
-            f"{scenes[0].image} is the only image: give images to validate on with --val DATA, or a second one"
-        )
-    held = min(max(1, round(len(scenes) * fraction)), len(scenes) - 1)
-    return tuple(scenes[:-held]), tuple(scenes[-held:])
+def identities(scenes: Sequence[Scene]) -> list[tuple[str, str]]:
+    """Digests of the content of each image and mask; the same wherever the files lie, whatever they are called."""
+    known: dict[object, str] = {}  # the planes of a stack and the polygons of many scenes share a file
+    return [(_content(scene.image, known), _content(scene.mask, known)) for scene in scenes]
 
 
-def identity(scenes: Sequence[Scene]) -> str:
-    """A digest of names and contents; the same wherever the files lie."""
+def identity(scenes: Sequence[Scene], contents: Sequence[tuple[str, str]] | None = None) -> str:
+    """A digest of names and contents, the latter by :func:`identities`; the same wherever the files lie."""
     digest = hashlib.blake2b(digest_size=16)
-    for scene in scenes:
-        for path in (scene.image, scene.mask):
-            raster = open_raster(path)
-            digest.update(f"{scene.name}\0{raster.identity()}\0".encode())
-            raster.close()
+    for scene, parts in zip(scenes, contents or identities(scenes), strict=True):
+        for part in parts:
+            digest.update(f"{scene.name}\0{part}\0".encode())
     return digest.hexdigest()
+
+
+def _content(source: Source, known: dict[object, str]) -> str:
+    raster = source.open()
+    file = raster.path, getattr(raster, "part", None)
+    if file not in known:
+        known[file] = raster.identity()
+    raster.close()
+    plane = "".join(f" {axis}={index}" for axis, index in sorted(raster.select.items()))
+    return known[file] + plane
 
 
 def blocks(raster: Raster) -> Iterator[Window]:
@@ -142,34 +107,6 @@ def usable(pixels: np.ndarray, path: str) -> np.ndarray:
     return pixels.astype(np.float32)
 
 
-def _scene(name: str, image_path: Path, mask_path: Path) -> Scene:
-    image, mask = open_raster(image_path), open_raster(mask_path)
-    size, mask_size = Size(*image.shape[:2]), Size(*mask.shape[:2])
-    image.close()
-    mask.close()
-    if size != mask_size:
-        raise InputError(
-            f"{image_path} is {size.height} × {size.width} px, its mask {mask_path} "
-            f"{mask_size.height} × {mask_size.width}: they must be of one size"
-        )
-    return Scene(name, str(image_path.resolve()), str(mask_path.resolve()), size)
-
-
-def files_by_stem(folder: Path) -> dict[str, Path]:
-    """Images or masks of a folder by stem, in the order of their names. Raises InputError for two of one stem."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        store = path.is_dir() and path.suffix == ".zarr"
-        picture = path.is_file() and path.suffix.lower() not in _SIDECARS
-        if path.name.startswith(".") or not (store or picture):
-            continue
-        stem = path.stem.removesuffix(".ome")
-        if stem in found:
-            raise InputError(f"{folder} holds {found[stem].name} and {path.name}: one file per stem")
-        found[stem] = path
-    return found
-
-
 def _common_pixel_size(sizes: Sequence[PixelSize | None]) -> PixelSize | None:
     first = sizes[0]
     for size in sizes:
@@ -183,8 +120,3 @@ def _common_pixel_size(sizes: Sequence[PixelSize | None]) -> PixelSize | None:
 def _whole(chunk: int, wish: int) -> int:
     """The multiple of `chunk` nearest below `wish`, at least one chunk."""
     return chunk * max(1, wish // chunk)
-
-
-def _several(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -22,7 +22,6 @@ from raysegment.classes import ClassMap
 from raysegment.errors import UsageError
 from raysegment.geometry import Window
 from raysegment.hardware import available_memory
-from raysegment.raster import open_raster
 from raysegment.training.dataset import Format, Scene
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ def _looks(train: Sequence[Scene], classes: ClassMap) -> Iterator[np.ndarray]:
         window = Window(
             y=(scene.size.height - height) // 2, x=(scene.size.width - width) // 2, height=height, width=width
         )
-        mask = open_raster(scene.mask)
+        mask = scene.mask.open()
         codes = mask.read(window)
         yield classes.map(codes, mask_valid(mask, window, codes, classes), mask.palette)
         mask.close()

@@ -23,6 +23,7 @@ from raysegment.training.parallel import Stopped, Workers
 from raysegment.training.prepare import coding_text, job_of, prepare, request
 from raysegment.training.progress import follow
 from raysegment.training.report import write_report
+from raysegment.training.resolution import Resampled
 from raysegment.training.result import TrainResult
 from raysegment.training.run import RunFolder, earlier_run, to_toml, write_json
 from raysegment.training.settings import Settings
@@ -69,19 +70,20 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainResult:
-    """Train a U-Net on `data`, a folder with ``images/`` and ``masks/``, and write the run to the folder `out`.
+    """Train a U-Net on `data`, a training set in any form of :mod:`raysegment.training.forms`, and write the run to the
+    folder `out`.
 
-    `val`: the share of the images (the last by name), or another folder, to validate on. `batch_size` is that
-    of all `workers` together; the result does not depend on how many share it. `pixel_size`: in the images' own
-    unit, to which they are resampled and which the model remembers. `sampling`: balanced draws a third of each
-    batch's windows around pixels of the classes that hold less than an equal share. `architecture`: unet, unet-keras,
-    or an encoder of another library, such as smp:unet:resnet34, timm:resnet34 or monai:resnet18
-    (:mod:`raysegment.model.encoder`). `metric`: mean_iou, mean_dice, accuracy, mean_iou_per_image,
-    mean_dice_per_image, boundary_f1, v_rand (of membranes: the rarer of two classes, or v_rand:CLASS), iou:CLASS or
-    dice:CLASS; the best model by it is kept, with the operating thresholds that are best for it. Options that are None
-    or "auto" are found from the data. Called again with the same data and options, an unfinished run goes on from its
-    last checkpoint, exactly, and a finished one is returned. `mlflow`: the address of an MLflow server that is told,
-    too; by default MLFLOW_TRACKING_URI. It never ends a training.
+    `val`: the share of the images (the last by name), or another training set, to validate on; a manifest's own column
+    ``split`` comes before a share. `batch_size` is that of all `workers` together; the result does not depend on how
+    many share it. `pixel_size`: in the images' own unit, to which they are resampled and which the model remembers.
+    `sampling`: balanced draws a third of each batch's windows around pixels of the classes that hold less than an
+    equal share. `architecture`: unet, unet-keras, or an encoder of another library, such as smp:unet:resnet34,
+    timm:resnet34 or monai:resnet18 (:mod:`raysegment.model.encoder`). `metric`: mean_iou, mean_dice, accuracy,
+    mean_iou_per_image, mean_dice_per_image, boundary_f1, v_rand (of membranes: the rarer of two classes, or
+    v_rand:CLASS), iou:CLASS or dice:CLASS; the best model by it is kept, with the operating thresholds that are best
+    for it. Options that are None or "auto" are found from the data. Called again with the same data and options, an
+    unfinished run goes on from its last checkpoint, exactly, and a finished one is returned. `mlflow`: the address of
+    an MLflow server that is told, too; by default MLFLOW_TRACKING_URI. It never ends a training.
 
     Raises UsageError, InputError, OutputExistsError before any work; WorkError when the work fails, also when
     the network ends up answering one class everywhere; LockedError when another process writes to `out`.
@@ -269,7 +271,7 @@ def _check_room(workers: int, threads: int, gpus: bool) -> None:
 def _outline(job: Job, workers: int, *, resumed: bool) -> str:
     """What is about to happen, in one line."""
     s = job.settings
-    changed = sum(scene.sampling is not None for scene in (*job.train, *job.val))
+    changed = sum(isinstance(scene.image, Resampled) for scene in (*job.train, *job.val))
     resampled = f", {changed} of them resampled to {s.pixel_size:g}" if changed else ""
     held = " … ".join(dict.fromkeys((job.val[0].name, job.val[-1].name)))
     return (

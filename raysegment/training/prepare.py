@@ -17,16 +17,19 @@ from typing import Any
 
 from raysegment import console
 from raysegment.classes import ClassMap
-from raysegment.errors import UsageError
+from raysegment.errors import InputError, UsageError
 from raysegment.hardware import available_cores, has_fast_bf16, pick_device
 from raysegment.model.architectures import margin, multiple
 from raysegment.model.spec import Class, ModelSpec
 from raysegment.raster import PixelSize
 from raysegment.training.balance import ClassIndex, rarer
 from raysegment.training.class_index import class_index
-from raysegment.training.dataset import Format, Scene, common_format, find_scenes, identity, split
+from raysegment.training.dataset import Format, Scene, common_format, identities, identity
+from raysegment.training.division import divide
 from raysegment.training.encoders import check_encoder, say_licence
 from raysegment.training.fingerprint import Fingerprint, advice, fingerprint
+from raysegment.training.forms import listing_of
+from raysegment.training.forms.leaks import named, overlaps, same_pictures
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
 from raysegment.training.metric import Metric
@@ -52,8 +55,10 @@ class Request:
     fingerprint: str
     identity: str
     """Of the training scenes' contents."""
-    pixel_size: PixelSize | None
+    pixel_size: PixelSize | None = None
     """The one that was asked for, as the model says it."""
+    contents: tuple[str, ...] = ()
+    """Digests of the images, training first."""
 
 
 def request(settings: Settings, data: Path, val: str | float, classes: Path | None) -> Request:
@@ -62,28 +67,32 @@ def request(settings: Settings, data: Path, val: str | float, classes: Path | No
     check_encoder(settings)
     Loss.parse(settings.loss)
     Metric.parse(settings.metric)
-    found = find_scenes(data)
-    fraction = _fraction(val)
-    train, held = split(found, fraction) if fraction is not None else (found, find_scenes(str(val)))
-    pixel_size = None
-    if settings.pixel_size is not None:
-        both, pixel_size = at_pixel_size([*train, *held], settings.pixel_size)
-        train, held = both[: len(train)], both[len(train) :]
+    listing, fraction = listing_of(data), _fraction(val)
+    train, held = divide(listing, data, str(val) if fraction is None else fraction)
+    for note in listing.notes:
+        console.say(note)
+    contents = identities(train), identities(held)
     given = None if classes is None else ClassMap.load(classes)
-    content = identity(train)
+    content = identity(train, contents[0])
     told = {
         "settings": settings.model_dump(),
         "classes": None if given is None else [given.names, sorted(given.codes.items())],
         "train": content,
-        "val": identity(held),
+        "val": identity(held, contents[1]),
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return Request(settings, train, held, classes, digest, content, pixel_size)
+    images = tuple(image for part in contents for image, _ in part)
+    pixel_size = None
+    if settings.pixel_size is not None:
+        both, pixel_size = at_pixel_size([*train, *held], settings.pixel_size)
+        train, held = both[: len(train)], both[len(train) :]
+    return Request(settings, train, held, classes, digest, content, pixel_size, images)
 
 
 def prepare(asked: Request) -> dict[str, Any]:
     """Look at the pixels, resolve what is open, and return the run's record: plain JSON."""
     fmt = common_format([*asked.train, *asked.val])
+    leaks = _leaks(asked)
     seen = survey(asked.train, asked.val, fmt, asked.classes)
     loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
     Metric.of(asked.settings.metric, seen.classes.names, seen.frequencies)
@@ -111,7 +120,7 @@ def prepare(asked: Request) -> dict[str, Any]:
         "channels": list(fmt.channels),
         "prior": list(seen.frequencies[1:] if count == 2 else seen.frequencies),
         "class_weights": _class_weights(settings.class_weights, seen),
-        "data": {**_data(asked, fmt, seen), "fingerprint": found.to_json()},
+        "data": {**_data(asked, fmt, seen), "fingerprint": found.to_json(), "leaks": leaks},
         "auto": _auto_text(asked.settings, settings, found),
         "versions": _versions(),
         "hardware": _hardware(),
@@ -147,6 +156,7 @@ def coding_text(record: dict[str, Any]) -> str:
     parts = []
     for c, share in zip(classes, shares, strict=True):
         value = c.value if isinstance(c.value, int) else "#" + "".join(f"{v:02x}" for v in c.value or ())
+        value = "polygons" if c.value is None else value
         parts.append(f"{value} → {c.name} ({share:.1%})")
     return ", ".join(parts)
 
@@ -180,8 +190,24 @@ def _fraction(val: str | float) -> float | None:
     except ValueError:
         return None
     if not 0 < number < 1:
-        raise UsageError(f"--val {val}: give a share between 0 and 1, or a folder with images/ and masks/")
+        raise UsageError(f"--val {val}: give a share between 0 and 1, or a training set to validate on")
     return number
+
+
+def _leaks(asked: Request) -> list[dict[str, Any]]:
+    """Pairs of training and validation images that show the same ground. Raises InputError for the same picture."""
+    if same := same_pictures(asked.train, asked.val, asked.contents):
+        raise InputError(
+            f"the same picture is in training and in validation: {named(same)}; "
+            "take it out of one of them, or name other images with --val"
+        )
+    found = overlaps(asked.train, asked.val)
+    if found:
+        console.warn(
+            f"training and validation images overlap on the ground ({named(found)}), by up to "
+            f"{max(leak.share for leak in found):.1%}: the scores will flatter; name other images with --val"
+        )
+    return [{"train": leak.train, "val": leak.val, "share": leak.share} for leak in found]
 
 
 def _class_weights(text: str, seen: Survey) -> list[float] | None:

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
 from raysegment.errors import UsageError
-from raysegment.raster import PixelSize, Raster, open_raster
+from raysegment.raster import PixelSize, Raster
 from raysegment.raster.resolution import asked_pixel_size, choose_sampling
 from raysegment.raster.sampling import Sampling, sampled
-from raysegment.training.dataset import Scene
+from raysegment.training.forms import Scene, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """A source on another grid than its own."""
+
+    source: Source
+    sampling: Sampling
+    labels: bool = False
+    """Values as stored, each that of the pixel under its centre, as masks need it."""
+
+    def open(self) -> Raster:
+        return sampled(self.source.open(), self.sampling, labels=self.labels)
+
+    def __str__(self) -> str:
+        return str(self.source)
 
 
 def at_pixel_size(scenes: Sequence[Scene], pixel_size: float) -> tuple[tuple[Scene, ...], PixelSize]:
@@ -22,31 +40,24 @@ def at_pixel_size(scenes: Sequence[Scene], pixel_size: float) -> tuple[tuple[Sce
     found: list[Scene] = []
     first: tuple[str, PixelSize] | None = None
     for scene in scenes:
-        image = open_raster(scene.image)
-        asked = asked_pixel_size(image, pixel_size)
-        sampling, _ = choose_sampling(image, pixel_size=pixel_size)
-        image.close()
-        first = first or (scene.image, asked)
+        with closing(scene.image.open()) as image:
+            asked = asked_pixel_size(image, pixel_size)
+            sampling, _ = choose_sampling(image, pixel_size=pixel_size)
+        first = first or (str(scene.image), asked)
         if not _same(asked, first[1]):
             raise UsageError(
                 f"--pixel-size {pixel_size:g} is {_length(first[1])} in {first[0]} and {_length(asked)} in "
                 f"{scene.image}: train on images of one unit"
             )
-        size = scene.size if sampling is None else sampling.size
-        found.append(dataclasses.replace(scene, size=size, sampling=sampling))
+        found.append(scene if sampling is None else _on_grid(scene, sampling))
     assert first is not None
     return tuple(found), first[1]
 
 
-def open_image(scene: Scene) -> Raster:
-    """The image on the scene's grid."""
-    return sampled(open_raster(scene.image), scene.sampling)
-
-
-def open_mask(scene: Scene) -> Raster:
-    """The mask on the scene's grid: values as stored, each that of the pixel under its centre."""
-    grid = None if scene.sampling is None else Sampling(level=0, size=scene.size)
-    return sampled(open_raster(scene.mask), grid, labels=True)
+def _on_grid(scene: Scene, sampling: Sampling) -> Scene:
+    image = Resampled(scene.image, sampling)
+    mask = Resampled(scene.mask, Sampling(level=0, size=sampling.size), labels=True)
+    return dataclasses.replace(scene, image=image, mask=mask, size=sampling.size)
 
 
 def _same(a: PixelSize, b: PixelSize) -> bool:

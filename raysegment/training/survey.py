@@ -19,10 +19,12 @@ from raysegment.classes import IGNORE as NO_CLASS
 from raysegment.classes import ClassMap, class_code
 from raysegment.errors import InputError
 from raysegment.geometry import Window
-from raysegment.raster import Raster, open_raster
-from raysegment.training.coding import Code, FileCodes, count_codes, infer, kind_of, told
+from raysegment.raster import Raster
+from raysegment.training.codes import Code, FileCodes, count_codes, kind_of, labels_of, sorted_codes
+from raysegment.training.coding import infer, told
 from raysegment.training.dataset import Format, Scene, blocks
-from raysegment.training.resolution import open_image
+from raysegment.training.forms import Source
+from raysegment.training.thin import warn_of_thin_masks
 
 #: About a minute of decoding.
 AFFORDABLE_PX = 1 << 30
@@ -53,13 +55,17 @@ def survey(
     every = math.ceil(sum(s.size.area for s in scenes) / AFFORDABLE_PX)
     with console.progress("check", len(scenes), "images") as bar:
         for i, scene in enumerate(scenes):
-            found.append(_count(scene, given, every))
+            found.append(mask_codes(scene.mask, given, every))
+            if given is not None:
+                refuse_unknown(given, found[-1])
             if i < len(train):
                 _measure(scene, fmt, moments, every)
             bar.advance()
     classes = given or infer(found)
     mean, std = zip(*(m.summary() for m in moments), strict=True)
-    return Survey(classes, _frequencies(classes, found[: len(train)], found[len(train) :]), mean, std)
+    counts = [class_pixels(classes, file) for file in found]
+    warn_of_thin_masks(classes, [s.name for s in scenes], counts, len(train))
+    return Survey(classes, _frequencies(classes, counts[: len(train)], counts[len(train) :]), mean, std)
 
 
 def mask_valid(
@@ -74,31 +80,49 @@ def mask_valid(
     return valid | (pixels == mask.nodata).all(axis=2) if named else valid
 
 
-def _count(scene: Scene, given: ClassMap | None, every: int) -> FileCodes:
-    mask = open_raster(scene.mask)
-    kind = kind_of(mask)
-    counts: Counter[Code] = Counter()
-    for window in _some(mask, every):
-        pixels = mask.read(window)
-        valid = mask_valid(mask, window, pixels, given)
-        if given is not None:
-            _refuse_unknown(scene, given, mask, pixels, valid)
-        counts += count_codes(kind, pixels, valid)
-    mask.close()
-    return FileCodes(scene.mask, kind, counts, mask.palette)
-
-
-def _refuse_unknown(
-    scene: Scene, classes: ClassMap, mask: Raster, pixels: np.ndarray, valid: np.ndarray | None
-) -> None:
+def mask_codes(source: Source, given: ClassMap | None, every: int = 1) -> FileCodes:
+    """The pixels of every code in a mask, of one block in `every`. `given`: says which nodata values are classes."""
+    mask = source.open()
     try:
-        classes.map(pixels, valid, mask.palette)
+        kind, labels = kind_of(mask), labels_of(mask)
+        counts: Counter[Code] = Counter()
+        for window in _some(mask, every):
+            pixels = mask.read(window)
+            counts += count_codes(kind, pixels, mask_valid(mask, window, pixels, given), labels)
+        return FileCodes(str(source), kind, counts, mask.palette, mask.alpha is not None)
+    finally:
+        mask.close()
+
+
+def class_pixels(classes: ClassMap, file: FileCodes) -> np.ndarray:
+    """Pixels of each class in a mask: int64 (classes,)."""
+    table, counts = classes.table(file.palette), np.zeros(len(classes.classes), np.int64)
+    for code, pixels in file.counts.items():
+        index = table.get(class_code(code), NO_CLASS)
+        if index != NO_CLASS:
+            counts[index] += pixels
+    return counts
+
+
+def refuse_unknown(classes: ClassMap, file: FileCodes) -> None:
+    """Raise InputError, with the mask's name, for codes of it that belong to no class."""
+    table = classes.table(file.palette)
+    unknown = [code for code in sorted_codes(file.counts) if class_code(code) not in table]
+    if not unknown:
+        return
+    if isinstance(unknown[-1], str):
+        names = ", ".join(repr(code) for code in unknown if isinstance(code, str))
+        raise InputError(
+            f"{file.path}: the label {names} belongs to no class of {classes.source}: add label = … to a class of it"
+        )
+    try:
+        classes.refuse([class_code(code) for code in unknown])
     except InputError as e:
-        raise InputError(f"{scene.mask}: {e}") from e
+        raise InputError(f"{file.path}: {e}") from e
 
 
 def _measure(scene: Scene, fmt: Format, moments: Sequence[_Moments], every: int) -> None:
-    image = open_image(scene)
+    image = scene.image.open()
     for window in _some(image, every):
         pixels = image.read(window)
         valid = image.valid(window, pixels)
@@ -113,17 +137,13 @@ def _measure(scene: Scene, fmt: Format, moments: Sequence[_Moments], every: int)
 
 
 def _frequencies(
-    classes: ClassMap, train: Sequence[FileCodes], val: Sequence[FileCodes]
+    classes: ClassMap, train: Sequence[np.ndarray], val: Sequence[np.ndarray]
 ) -> tuple[float, ...]:
-    counts = np.zeros(len(classes.classes))
-    for file in train:
-        table = classes.table(file.palette)
-        for code, pixels in file.counts.items():
-            index = table.get(class_code(code), NO_CLASS)
-            if index != NO_CLASS:
-                counts[index] += pixels
-    if (empty := [n for n, c in zip(classes.names, counts, strict=True) if c == 0]) or not counts.any():
-        where = "; it may occur in the validation masks alone" if val else ""
+    counts = np.sum(train, axis=0)
+    if not counts.any():
+        raise InputError("every pixel of the training masks is ignored: there is nothing to learn from")
+    if empty := [n for n, c in zip(classes.names, counts, strict=True) if c == 0]:
+        where = "; it may occur in the validation masks alone" if len(val) else ""
         raise InputError(f"class {empty[0]!r} does not occur in the training masks{where}: remove or mend it")
     return tuple(float(c) for c in counts / counts.sum())
 

@@ -7,7 +7,7 @@ workers share them, and where a run stands is one integer.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,9 +17,10 @@ import numpy as np
 from raysegment.classes import ClassMap
 from raysegment.errors import InputError
 from raysegment.geometry import Size, Window, mirror
-from raysegment.raster import Raster, open_raster
+from raysegment.raster import Raster
 from raysegment.training.dataset import Scene, blocks, usable
-from raysegment.training.resolution import open_image, open_mask
+from raysegment.training.forms import Source
+from raysegment.training.resolution import Resampled
 from raysegment.training.survey import mask_valid
 
 #: Target of a pixel that is neither learned nor scored.
@@ -94,7 +95,7 @@ class WindowReader:
         self.scenes, self.channels, self.classes = tuple(scenes), tuple(channels), classes
         self._cache: OrderedDict[int, Sample] = OrderedDict()
         self._cached_bytes = 0
-        self._open: OrderedDict[str, Raster] = OrderedDict()
+        self._open: OrderedDict[Source, Raster] = OrderedDict()
 
     def read(self, scene: int, window: Window) -> Sample:
         """A window, mirrored where it sticks out of the scene. Raises ReadError, and InputError for a mask
@@ -111,7 +112,7 @@ class WindowReader:
         The image is read only where it can lack data. Raises as :meth:`read` does.
         """
         paths = self.scenes[scene]
-        with closing(open_image(paths)) as image, closing(open_mask(paths)) as mask:
+        with closing(paths.image.open()) as image, closing(paths.mask.open()) as mask:
             gaps = _can_lack_data(image, paths)
             for window in blocks(mask):
                 valid = image.valid(window, image.read(window)) if gaps else None
@@ -123,8 +124,8 @@ class WindowReader:
             return self._cache[scene]
         size = self.scenes[scene].size
         sample = self._decode(scene, Window(y=0, x=0, height=size.height, width=size.width))
-        for path in (self.scenes[scene].image, self.scenes[scene].mask):
-            self._open.pop(path).close()
+        for source in {self.scenes[scene].image, self.scenes[scene].mask}:
+            self._open.pop(source).close()
         self._cache[scene] = sample
         self._cached_bytes += _bytes(sample)
         while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
@@ -133,14 +134,14 @@ class WindowReader:
 
     def _decode(self, scene: int, window: Window) -> Sample:
         paths = self.scenes[scene]
-        image, mask = self._opened(paths.image, paths, open_image), self._opened(paths.mask, paths, open_mask)
+        image, mask = self._opened(paths.image), self._opened(paths.mask)
         stored = image.read(window)
         valid = image.valid(window, stored)
         target = self._target(paths, mask, window, valid)
         if valid is None:
             valid = np.ones(stored.shape[:2], bool)
         pixels = stored if self.channels == tuple(range(stored.shape[2])) else stored[:, :, self.channels]
-        return Sample(usable(pixels, paths.image), target, valid)
+        return Sample(usable(pixels, str(paths.image)), target, valid)
 
     def _target(self, scene: Scene, mask: Raster, window: Window, valid: np.ndarray | None) -> np.ndarray:
         """uint8 class indices, IGNORE where the mask says so or the image is not `valid`."""
@@ -153,13 +154,13 @@ class WindowReader:
             target[~valid] = IGNORE
         return target.astype(np.uint8, copy=False)
 
-    def _opened(self, path: str, scene: Scene, opener: Callable[[Scene], Raster]) -> Raster:
-        if path not in self._open:
+    def _opened(self, source: Source) -> Raster:
+        if source not in self._open:
             while len(self._open) >= _OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
-            self._open[path] = opener(scene)
-        self._open.move_to_end(path)
-        return self._open[path]
+            self._open[source] = source.open()
+        self._open.move_to_end(source)
+        return self._open[source]
 
 
 def _can_lack_data(image: Raster, scene: Scene) -> bool:
@@ -167,7 +168,8 @@ def _can_lack_data(image: Raster, scene: Scene) -> bool:
     if image.nodata is not None or image.alpha is not None or image.dtype.kind == "f":
         return True
     corner = Window(y=0, x=0, height=1, width=1)
-    with closing(open_raster(scene.image)) as stored:  # as stored: a resampled one says None of a full window
+    source = scene.image.source if isinstance(scene.image, Resampled) else scene.image
+    with closing(source.open()) as stored:  # a resampled one says None of a full window
         return stored.valid(corner, stored.read(corner)) is not None
 
 

@@ -1,0 +1,191 @@
+"""Why the codes of some masks cannot be taken for classes, and the lines of a classes file that would settle it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raysegment.training.codes import (
+    Code,
+    FileCodes,
+    entry,
+    is_edged_grey,
+    several,
+    sorted_codes,
+    total,
+    written,
+)
+
+#: More distinct codes than this are not classes.
+MOST_CLASSES = 64
+#: Values strictly between 0 and 255 that hold less than this share of the pixels are edges, not classes.
+_EDGE_SHARE = 0.05
+#: Fewer pixels than this, and less than this share of all, are a slip of the pen rather than a class.
+_STRAY_PX, _STRAY_SHARE = 10, 1e-4
+#: A classes file of more entries is not spelled out in one line.
+_SPELLED = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What is in doubt, and what would end it."""
+
+    what: str
+    """With the values and the files that show it."""
+    classes_file: tuple[str, ...] = ()
+    """Lines of a classes file that takes the codes for what they probably are; empty where no file can help."""
+
+    def __str__(self) -> str:
+        if not self.classes_file:
+            return f"{self.what}: mend those masks, or say what the values mean with --classes FILE.toml"
+        if sum(line.count("name =") for line in self.classes_file) > _SPELLED:
+            return f"{self.what}: save the classes file that raysegment inspect suggests and pass it with --classes"
+        # an array may be written in one line, so the error stays one
+        lines = "` and `".join(_joined(self.classes_file))
+        return f"{self.what}: if this is what they mean, write `{lines}` to classes.toml, pass --classes classes.toml"
+
+
+def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
+    """What is doubtful about the masks of one set; None when their codes are classes beyond doubt."""
+    kinds = Counter(f.kind for f in files)
+    if len(kinds) > 1:
+        rare_first = sorted(kinds, key=lambda kind: (kinds[kind], kind))
+        examples = [next(f for f in files if f.kind == kind) for kind in rare_first]
+        numbers = ", ".join(f"{kinds[kind]} × {kind}" for kind in rare_first)
+        return Doubt(f"the masks mix codings ({several(examples)}; {numbers})", _united(files))
+    counts, kind = total(files), files[0].kind
+    codes = sorted_codes(counts)
+    if len(codes) < 2:
+        return Doubt(f"the masks hold a single class ({several(files)}) and training needs two")
+    if kind == "values" and (doubt := _of_values(files, counts)) is not None:
+        return doubt
+    if len(codes) > MOST_CLASSES:
+        return _too_many(files, counts)
+    if kind == "palette" and (clash := _palette_clash(files, codes)) is not None:
+        where = several(_with(files, clash))
+        return Doubt(f"the palettes of the masks disagree about entry {clash} ({where})", _united(files))
+    pixels = counts.total()
+    # a small polygon was meant; a small number of painted pixels hardly
+    stray = [c for c in codes if kind != "labels" and counts[c] < min(_STRAY_PX, _STRAY_SHARE * pixels)]
+    if stray:
+        held = ", ".join(f"{written(c)} ({counts[c]} px)" for c in stray[:3])
+        kept = [c for c in codes if c not in stray]
+        return Doubt(
+            f"a few stray pixels are no class: {held} in {several(_with(files, stray[0]))}",
+            _plain(kept, stray),
+        )
+    return None
+
+
+def _of_values(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt | None:
+    values = sorted(v for v in counts if isinstance(v, int))
+    low, high = values[0], values[-1]
+    if low < 0:
+        negative = [v for v in values if v < 0]
+        where = several(_with(files, low))
+        return Doubt(
+            f"the masks hold the negative value {low}, which may mean no data ({where})",
+            _plain([v for v in values if v >= 0], negative),
+        )
+    between = [v for v in values if 0 < v < 255]
+    if (low, high) != (0, 255) or not between:
+        return None
+    if between == list(range(1, len(between) + 1)):
+        where = several(_with(files, 255))
+        return Doubt(
+            f"255 stands beside the values 0 to {between[-1]} and may mean ignore ({where})",
+            _two_codings(files) or _plain([0, *between], [255]),
+        )
+    share = sum(counts[v] for v in between) / counts.total()
+    if share < _EDGE_SHARE or len(between) > MOST_CLASSES:
+        return Doubt(
+            f"{len(between)} values between 0 and 255 hold {share:.1%} of the mask pixels, as anti-aliased or "
+            f"JPEG-compressed edges do ({several(_widest(files))})",
+            _HALVES,
+        )
+    return None
+
+
+def _two_codings(files: Sequence[FileCodes]) -> tuple[str, ...] | None:
+    """Where some masks say 255 for what others say 1: a file that takes them for one class."""
+    if any({1, 255} <= f.counts.keys() or f.counts.keys() - {0, 1, 255} for f in files):
+        return None
+    return _array(['{name = "class 0", value = 0}', '{name = "class 1", values = [1, 255]}'])
+
+
+def _too_many(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt:
+    kind, values = files[0].kind, sorted(v for v in counts if isinstance(v, int))
+    what, lines = "", tuple[str, ...]()
+    if kind == "values" and is_edged_grey(counts):
+        what, lines = ", as anti-aliased grey does", _HALVES
+    elif kind == "values" and values[0] == 0 and values[-1] < 1 << 16:
+        what = ", as numbered objects do"
+        lines = _array(
+            ['{name = "background", value = 0}', f'{{name = "object", range = [1, {values[-1]}]}}']
+        )
+    elif kind == "colours":
+        what = ", as JPEG-compressed colours do"
+    where = several(_widest(files))
+    return Doubt(
+        f"the masks hold {len(counts)} different {kind}{what}: too many for classes ({where})", lines
+    )
+
+
+def _palette_clash(files: Sequence[FileCodes], codes: Sequence[Code]) -> Code | None:
+    """The first used entry that two palettes colour differently."""
+    for code in codes:
+        if len({entry(f, code) for f in files if code in f.counts}) > 1:
+            return code
+    return None
+
+
+def _united(files: Sequence[FileCodes]) -> tuple[str, ...]:
+    """A file that codes palettes and colours alike by colour, grey beside either of them by its value."""
+    kinds = {f.kind for f in files}
+    if "labels" in kinds or kinds == {"values", "palette", "colours"}:
+        return ()
+    codes: set[Code] = {code for f in files for code in f.counts}
+    if "values" not in kinds:
+        codes = {entry(f, code) or code for f in files for code in f.counts}
+    elif "colours" in kinds:
+        codes = {c[0] if isinstance(c, tuple) and len(set(c)) == 1 else c for c in codes}
+    return _plain(sorted_codes(codes), ()) if len(codes) <= MOST_CLASSES else ()
+
+
+def _plain(codes: Sequence[Code], ignored: Sequence[Code]) -> tuple[str, ...]:
+    """A class for every code, in their order, and what is ignored."""
+    if len(codes) < 2:
+        return ()
+    classes = _array([f'{{name = "class {i}", {_coded(code)}}}' for i, code in enumerate(codes)])
+    if not ignored:
+        return classes
+    return (f"ignore = [{', '.join(_coded(c).partition(' = ')[2] for c in ignored)}]", *classes)
+
+
+def _coded(code: Code) -> str:
+    if isinstance(code, int):
+        return f"value = {code}"
+    return f'label = "{code}"' if isinstance(code, str) else f'colour = "{written(code)}"'
+
+
+def _array(entries: Sequence[str]) -> tuple[str, ...]:
+    return ("class = [", *(f"  {entry}," for entry in entries), "]")
+
+
+def _joined(lines: Sequence[str]) -> list[str]:
+    """The lines of a classes file, its array in one of them."""
+    start = lines.index("class = [")
+    entries = ", ".join(line.strip().rstrip(",") for line in lines[start + 1 : -1])
+    return [*lines[:start], f"class = [{entries}]"]
+
+
+_HALVES = _array(['{name = "class 0", range = [0, 127]}', '{name = "class 1", range = [128, 255]}'])
+
+
+def _with(files: Sequence[FileCodes], code: Code) -> list[FileCodes]:
+    return [f for f in files if code in f.counts]
+
+
+def _widest(files: Sequence[FileCodes]) -> list[FileCodes]:
+    return sorted(files, key=lambda f: -len(f.counts))

@@ -1,0 +1,81 @@
+"""From DATA to its scenes: which form it is, what pairs up, and whether image and mask fit each other.
+
+`train` wants scenes and stops at the first problem; `inspect` wants every problem. Both go through
+:func:`listing_of` and :func:`open_pair`, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from raysegment.errors import InputError, RaysegmentError
+from raysegment.geometry import Size
+from raysegment.training.forms import folder, manifest, records, stores
+from raysegment.training.forms.scene import File, Form, Listing, Pair, Scene
+
+#: In the order in which they are tried.
+FORMS: tuple[Form, ...] = (folder, manifest, stores, records)
+EXPECTED = (
+    "a folder with images/ and masks/, a CSV, Parquet or JSONL manifest with the columns image,mask[,split], "
+    "a Zarr group with image and mask or labels/, or TFRecords"
+)
+
+
+def form_of(data: str | os.PathLike[str]) -> Form | None:
+    """The form of a training set, None when it is none. Raises InputError for what cannot be read."""
+    place = Path(data)
+    try:
+        return next((form for form in FORMS if form.recognises(place)), None)
+    except OSError as e:
+        raise InputError(f"cannot read {e.filename or place}: {e.strerror}") from e
+
+
+def listing_of(data: str | os.PathLike[str]) -> Listing:
+    """All pairs and problems, by names alone. Raises InputError when this is no training set at all."""
+    place = Path(data)
+    if not place.exists():
+        raise InputError(f"{data} does not exist: give {EXPECTED}")
+    form = form_of(place)
+    if form is None:
+        raise InputError(f"{data} is no training set: give {EXPECTED}")
+    found = form.listing(place)
+    if not found.pairs and not found.problems:
+        raise InputError(f"{data} holds no images: give {EXPECTED}")
+    return found
+
+
+def scenes_of(listing: Listing, data: str | os.PathLike[str]) -> tuple[Scene, ...]:
+    """The pairs, each looked at. Raises InputError for whatever does not pair up or fit."""
+    if listing.problems:
+        more = len(listing.problems) - 1
+        others = f" (and {more} more: raysegment inspect {data} lists all problems)" if more else ""
+        raise InputError(f"{listing.problems[0]}{others}")
+    return tuple(open_pair(pair) for pair in listing.pairs)
+
+
+def find_scenes(data: str | os.PathLike[str]) -> tuple[Scene, ...]:
+    """All scenes of a training set, in the order of their names. Raises InputError as `scenes_of` does."""
+    return scenes_of(listing_of(data), data)
+
+
+def open_pair(pair: Pair) -> Scene:
+    """The scene of a pair, by the headers of its image and mask. Raises InputError when they do not fit."""
+    assert pair.image is not None
+    assert pair.mask is not None
+    sizes = []
+    for source in (pair.image, pair.mask):
+        try:
+            raster = source.open()
+        except RaysegmentError as e:
+            # A picture inside a file cannot name itself.
+            raise e if isinstance(source, File) else type(e)(f"{source}: {e}") from e
+        sizes.append(Size(*raster.shape[:2]))
+        raster.close()
+    size, mask_size = sizes
+    if size != mask_size:
+        raise InputError(
+            f"{pair.image} is {size.height} × {size.width} px, its mask {pair.mask} "
+            f"{mask_size.height} × {mask_size.width}: they must be of one size"
+        )
+    return Scene(pair.name, pair.image, pair.mask, size)

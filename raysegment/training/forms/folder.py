@@ -1,0 +1,65 @@
+"""A folder with ``images/`` and ``masks/``: a pair is two files of one stem, in any format that can be opened.
+
+A mask may also be a file of polygons (see polygons.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raysegment.errors import InputError
+from raysegment.training.forms.masks import mask_source
+from raysegment.training.forms.scene import File, Listing, Pair
+
+#: Files that stand beside images without being images.
+_SIDECARS = frozenset(
+    {".xml", ".txt", ".json", ".csv", ".toml", ".md", ".prj", ".ovr", ".tfw", ".pgw", ".jgw", ".wld", ".db"}
+)
+
+
+def recognises(place: Path) -> bool:
+    return (place / "images").is_dir() or (place / "masks").is_dir()
+
+
+def listing(place: Path) -> Listing:
+    folders = place / "images", place / "masks"
+    problems = [
+        f"{place} has no folder {f.name}/: a training set holds images/ and masks/"
+        for f in folders
+        if not f.is_dir()
+    ]
+    images, masks = (_files(folder, problems) for folder in folders)
+    pairs = []
+    for stem in sorted(images.keys() | masks.keys(), key=lambda s: (images.get(s) or masks[s]).name):
+        image, mask = images.get(stem), masks.get(stem)
+        here = image or mask
+        assert here is not None
+        if images and masks and (image is None or mask is None):
+            there = "images" if image is None else "masks"
+            problems.append(f"{here.name} has no partner of the same stem in {there}/")
+        source = None if image is None else File.at(image)
+        pairs.append(Pair(here.name, source, None if mask is None else mask_source(mask, source)))
+    return Listing(tuple(pairs), tuple(problems))
+
+
+def _files(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """Images or masks by stem; what is wrong with the folder goes to `problems`."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as e:
+        raise InputError(f"cannot read the folder {folder}: {e.strerror}") from e
+    for path in entries:
+        store = path.is_dir() and path.suffix == ".zarr"
+        picture = path.is_file() and path.suffix.lower() not in _SIDECARS
+        if path.name.startswith(".") or not (store or picture):
+            continue
+        stem = path.stem.removesuffix(".ome")
+        if stem in found:
+            problems.append(f"{folder} holds {found[stem].name} and {path.name}: one file per stem")
+        found.setdefault(stem, path)
+    if not found:
+        problems.append(f"{folder} holds no {folder.name}")
+    return found

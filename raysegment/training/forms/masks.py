@@ -1,0 +1,23 @@
+"""Which source a mask's path is: pixels, or polygons to be drawn on the grid of its image."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from raysegment.training.forms.scene import File, Source
+
+#: Polygons, by suffix; the first are read with the standard library, the others with pyogrio.
+GEOJSON = (".geojson", ".json")
+VECTOR = (*GEOJSON, ".gpkg", ".fgb", ".shp")
+
+
+def mask_source(path: str | os.PathLike[str], image: Source | None) -> Source | None:
+    """None for polygons without an image: nothing says where their pixels are."""
+    if Path(path).suffix.lower() not in VECTOR:
+        return File.at(path)
+    if image is None:
+        return None
+    from raysegment.training.forms.polygons import Polygons
+
+    return Polygons(os.path.abspath(path), image)

@@ -1,0 +1,138 @@
+"""Polygons with their labels out of a GIS or QuPath file, as they stand there.
+
+GeoJSON by the standard library (QuPath nests what a class is called, which GDAL would hand over as text), GeoPackage,
+FlatGeobuf and Shapefile by pyogrio (extra ``vector``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from raysegment.errors import InputError, UsageError
+from raysegment.training.forms.masks import GEOJSON
+
+#: Properties that name a class, the first that any polygon has.
+CLASS_PROPERTIES = ("classification", "class", "class_name", "label", "category")
+#: The class of all polygons where none has a property that names one.
+UNNAMED = "object"
+_POLYGONS = ("Polygon", "MultiPolygon")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The polygons of one file."""
+
+    geometries: tuple[Mapping[str, Any], ...]
+    """GeoJSON geometries, Polygon or MultiPolygon, (x, y) as in the file."""
+    labels: tuple[str | None, ...]
+    """Per geometry its class; None: the file leaves it open."""
+    crs: str | None
+    """As the file says it."""
+    in_pixels: bool
+    """Written by QuPath: full-resolution pixels from the top left."""
+
+
+def read_layer(path: str) -> Layer:
+    """Raises InputError naming the file, UsageError where a library is missing."""
+    try:
+        stat = Path(path).stat()
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror}") from e
+    return _read(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4)  # one file may hold the polygons of many scenes
+def _read(path: str, _modified: int, _size: int) -> Layer:
+    return _of_geojson(path) if Path(path).suffix.lower() in GEOJSON else _of_gis(path)
+
+
+def _of_geojson(path: str) -> Layer:
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = json.load(f)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} is no readable GeoJSON: {e}") from e
+    features = list(_features(found, path))
+    properties = [f.get("properties") or {} for f in features]
+    crs = (found.get("crs") if isinstance(found, dict) else None) or {}
+    name = (crs.get("properties") or {}).get("name")
+    return _layer(
+        path,
+        [f.get("geometry") for f in features],
+        properties,
+        None if name is None else str(name),
+        in_pixels=any("objectType" in p or isinstance(p.get("classification"), dict) for p in properties),
+    )
+
+
+def _features(found: Any, path: str) -> Iterator[Mapping[str, Any]]:
+    """Of a collection, a list of features (as QuPath writes), one feature or one geometry."""
+    if isinstance(found, dict) and found.get("type") == "FeatureCollection":
+        found = found.get("features", [])
+    for feature in found if isinstance(found, list) else [found]:
+        if not isinstance(feature, dict) or "type" not in feature:
+            raise InputError(f"{path} is JSON, but no GeoJSON: give a FeatureCollection of polygons")
+        yield feature if feature["type"] == "Feature" else {"geometry": feature}
+
+
+def _of_gis(path: str) -> Layer:
+    try:
+        import pyogrio
+        import shapely
+    except ImportError as e:
+        raise UsageError(
+            f"{path}: polygons in {Path(path).suffix} files need pyogrio and shapely: "
+            "pip install 'raysegment[vector]', or save them as GeoJSON"
+        ) from e
+    from pyogrio.errors import DataLayerError, DataSourceError
+
+    try:
+        layers = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
+        if len(layers) != 1:
+            raise InputError(
+                f"{path} has {len(layers)} layers of shapes ({', '.join(layers)}): keep one, of polygons"
+            )
+        about, _, blobs, columns = pyogrio.raw.read(path, layer=layers[0], force_2d=True)
+    except (DataSourceError, DataLayerError) as e:
+        raise InputError(f"cannot read the polygons of {path}: {e}") from e
+    shapes = [None if g is None else shapely.geometry.mapping(g) for g in shapely.from_wkb(blobs)]
+    names = [str(name) for name in about["fields"]]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)] or [{}] * len(
+        shapes
+    )
+    return _layer(path, shapes, rows, about["crs"], in_pixels=False)
+
+
+def _layer(
+    path: str,
+    geometries: Sequence[Mapping[str, Any] | None],
+    properties: Sequence[Mapping[str, Any]],
+    crs: str | None,
+    *,
+    in_pixels: bool,
+) -> Layer:
+    drawn = [(g, p) for g, p in zip(geometries, properties, strict=True) if g and g.get("coordinates") != []]
+    odd = sorted({str(g.get("type")) for g, _ in drawn} - set(_POLYGONS))
+    if odd:
+        raise InputError(
+            f"{path} holds shapes that have no area ({', '.join(odd)}): a mask needs polygons, buffer them"
+        )
+    key = next((k for k in CLASS_PROPERTIES if any(_name(p.get(k)) for _, p in drawn)), None)
+    labels = [UNNAMED if key is None else _name(p.get(key)) for _, p in drawn]
+    return Layer(tuple(g for g, _ in drawn), tuple(labels), crs, in_pixels)
+
+
+def _name(value: Any) -> str | None:
+    """A class as text: QuPath's {"name": …}, a word or a whole number."""
+    if isinstance(value, dict):
+        value = value.get("name")
+    if value is None or value != value:  # NaN: an empty cell of a GIS table
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None

@@ -1,0 +1,271 @@
+"""Training sets that are wrong cost one clear line before any work; what training can go on with is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from masks import write_tiff_mask
+from PIL import Image
+from typer.testing import CliRunner
+
+from raysegment.classes import ClassMap, class_code
+from raysegment.cli.app import app
+from raysegment.errors import InputError, UsageError
+from raysegment.inspection import inspect
+from raysegment.model.spec import default_classes
+from raysegment.training.codes import FileCodes, greys_as_values
+from raysegment.training.dataset import common_format, find_scenes
+from raysegment.training.doubt import find_doubt
+from raysegment.training.prepare import prepare, request
+from raysegment.training.settings import Settings
+from raysegment.training.survey import survey
+from raysegment.training.thin import thin_masks
+
+_RNG = np.random.default_rng(3)
+
+
+def _set(root: Path, masks: list[np.ndarray], images: list[np.ndarray] | None = None) -> Path:
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for i, mask in enumerate(masks):
+        image = images[i] if images is not None else _RNG.integers(0, 255, mask.shape[:2], dtype=np.uint8)
+        tifffile.imwrite(root / "images" / f"{i}.tif", image)
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+    return root
+
+
+def _halves(low: int, high: int, edge: int = 40) -> np.ndarray:
+    mask = np.full((edge, edge), low, np.uint8)
+    mask[:, edge // 2 :] = high
+    return mask
+
+
+def _refused(*words: object) -> str:
+    """The one line with which `train` ends, before any work."""
+    outcome = CliRunner().invoke(app, ["train", *map(str, words), "--json"])
+    assert outcome.exit_code == 2, outcome.output
+    error = json.loads(outcome.stdout.splitlines()[-1])["error"]
+    assert "\n" not in error
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ("masks", "lines"),
+    [
+        ([_halves(0, 1), _halves(0, 255)], '[{name = "class 0", value = 0}, {name = "class 1", values = [1, 255]}]'),
+        ([_halves(0, 1), np.concatenate([_halves(1, 255), _halves(2, 2)])], "ignore = [255]` and `class = ["),
+    ],
+)  # fmt: skip
+def test_a_doubtful_coding_is_refused_with_lines_that_settle_it(
+    tmp_path: Path, masks: list[np.ndarray], lines: str
+) -> None:
+    data = _set(tmp_path / "data", masks)
+    assert lines in _refused(data, "--out", tmp_path / "run")
+    (tmp_path / "classes.toml").write_text("\n".join(inspect(data).facts["suggested_classes_file"]))
+    scenes = find_scenes(data)
+    assert len(survey(scenes, (), common_format(scenes), tmp_path / "classes.toml").frequencies) > 1
+    assert inspect(data, classes=tmp_path / "classes.toml").facts["problems"] == []
+
+
+def _codes(kind: str, counts: dict, palette: tuple | None = None) -> FileCodes:
+    from collections import Counter
+
+    return FileCodes("/masks/a.png", kind, Counter(counts), palette)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("file", "coding"),
+    [
+        (_codes("values", {0: 5, 255: 5}), "0/255"),
+        (_codes("values", {0: 5, 1: 5, 7: 3}), "class index"),
+        (_codes("palette", {0: 5, 1: 5}, ((0, 0, 0), (1, 1, 1))), "palette"),
+        (_codes("colours", {(0, 0, 0): 5, (1, 0, 0): 5}), "RGB colours"),
+        (_codes("values", {-1: 5, 0: 5}), "signed, with a negative value"),
+        (_codes("values", {0: 900, 255: 900, **dict.fromkeys(range(1, 250, 3), 1)}), "anti-aliased grey"),
+        (_codes("values", {0: 900, **dict.fromkeys(range(1, 400), 9)}), "numbered objects"),
+        (_codes("labels", {0: 5, "road": 5}), "polygons"),
+    ],
+)
+def test_codings_have_their_names(file: FileCodes, coding: str) -> None:
+    assert file.coding == coding
+
+
+def test_grey_with_alpha_and_colours_with_alpha_are_told(tmp_path: Path) -> None:
+    alpha = np.full((40, 40), 255, np.uint8)
+    alpha[:5] = 0
+    grey = np.dstack([_halves(0, 255), alpha])
+    data = _set(tmp_path / "data", [])
+    for i in range(2):
+        tifffile.imwrite(data / "images" / f"{i}.tif", _RNG.integers(0, 255, (40, 40), dtype=np.uint8))
+        Image.fromarray(grey, "LA" if i == 0 else None).save(data / "masks" / f"{i}.png")
+    facts = inspect(data).facts
+    assert [f["coding"] for f in facts["files"]] == ["grey + alpha, 0/255"] * 2
+    assert [c["pixels"] for c in facts["classes"]] == [35 * 20 * 2] * 2
+
+
+_RED_GREEN = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [
+            _codes("palette", {0: 9, 1: 9, 2: 9}, _RED_GREEN),
+            _codes("colours", {(0, 0, 0): 9, (255, 0, 0): 9}),
+        ],
+        [_codes("palette", {0: 9, 2: 9}, _RED_GREEN), _codes("values", {0: 9, 2: 9})],
+        [_codes("values", {0: 9, 255: 9}), _codes("colours", {(0, 0, 0): 9, (255, 0, 0): 9})],
+        [_codes("palette", {0: 9, 1: 9}, _RED_GREEN), _codes("palette", {0: 9, 1: 9}, _RED_GREEN[1:])],
+        [_codes("values", {-1: 5, -2: 5, 0: 9, 1: 9})],
+        [_codes("values", {0: 9, 1: 9, 2: 9, 255: 9})],
+        [_codes("values", {0: 9, 1: 9}), _codes("values", {0: 9, 255: 9})],
+        [_codes("values", {0: 900, 255: 900, **dict.fromkeys(range(1, 250, 3), 1)})],
+        [_codes("values", {0: 900, **dict.fromkeys(range(1, 400), 9)})],
+        [_codes("colours", {(0, 0, 0): 10**6, (1, 2, 3): 10**6, (9, 0, 0): 3})],
+    ],
+)
+def test_every_suggested_classes_file_names_every_code(tmp_path: Path, files: list[FileCodes]) -> None:
+    doubt = find_doubt(files)
+    assert doubt is not None
+    (tmp_path / "classes.toml").write_text("\n".join(doubt.classes_file))
+    found = ClassMap.load(tmp_path / "classes.toml")
+    assert len(found.classes) > 1
+    for file in files:
+        assert {class_code(code) for code in file.counts} <= found.table(file.palette).keys()
+
+
+def test_a_folder_without_rights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*: Permission denied"):
+        find_scenes(tmp_path)
+
+
+def test_numbered_objects_become_one_class() -> None:
+    doubt = find_doubt([_codes("values", {0: 900, **dict.fromkeys(range(1, 400), 9)})])
+    assert doubt is not None
+    assert '{name = "object", range = [1, 399]}' in str(doubt)
+
+
+def test_grey_in_three_channels_is_grey() -> None:
+    files = [_codes("colours", {(0, 0, 0): 5, (255, 255, 255): 5}), _codes("values", {0: 5, 255: 5})]
+    assert {f.coding for f in greys_as_values(files)} == {"0/255"}
+
+
+def test_a_few_stray_pixels_are_no_class(tmp_path: Path) -> None:
+    mask = _halves(0, 1, 200)
+    mask[3, 3] = 9
+    data = _set(tmp_path / "data", [mask, _halves(0, 1, 200)])
+    said = _refused(data, "--out", tmp_path / "run")
+    assert "9 (1 px) in 0.png" in said
+    assert "write `ignore = [9]` and `class = [" in said
+
+
+def test_masks_that_hold_too_little_are_said() -> None:
+    classes = ClassMap(default_classes(3), {0: 0, 1: 1, 2: 2}, source="a test")
+    counts = [np.array(c) for c in ((500, 300, 1), (0, 0, 0), (700, 0, 500))]
+    said = list(thin_masks(classes, ["a", "b", "c"], counts, train=2))
+    assert [line.split(":")[0] for line in said] == [
+        "nothing is learned from b",
+        "class 'class 2' has 1 px in the training masks (a), too few to learn",
+        "the validation masks hold no pixel of 'class 1'",
+    ]
+    assert list(thin_masks(classes, ["a", "c"], [np.array((500, 300, 400))] * 2, train=1)) == []
+
+
+def test_nothing_but_ignored_pixels_is_refused(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [_halves(7, 7)] * 2)
+    toml = tmp_path / "classes.toml"
+    toml.write_text('ignore = [7]\n[[class]]\nname = "a"\nvalue = 0\n[[class]]\nname = "b"\nvalue = 1\n')
+    assert "there is nothing to learn from" in _refused(data, "--out", tmp_path / "run", "--classes", toml)
+    assert "every pixel of the mask is ignored" in inspect(data, classes=toml).facts["notes"][0]
+
+
+def test_unknown_values_and_mixed_bands_are_named_by_file(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1), _halves(0, 3)])
+    toml = tmp_path / "classes.toml"
+    toml.write_text('[[class]]\nname = "a"\nvalue = 0\n[[class]]\nname = "b"\nvalue = 1\n')
+    said = _refused(data, "--out", tmp_path / "run", "--classes", toml)
+    assert "1.png: pixel value 3 belong to no class" in said
+    assert inspect(data, classes=toml).facts["problems"] == [said]
+    tifffile.imwrite(data / "images" / "1.tif", np.zeros((40, 40, 3), np.uint8), photometric="rgb")
+    assert "0.tif has 1 channels of uint8" in _refused(data, "--out", tmp_path / "run")
+
+
+def test_nan_pixels_are_no_data(tmp_path: Path) -> None:
+    images = [_RNG.random((40, 40)).astype(np.float32) for _ in range(2)]
+    images[0][:10] = np.nan
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 2, images)
+    scenes = find_scenes(data)
+    seen = survey(scenes, (), common_format(scenes))
+    assert seen.mean == pytest.approx((np.nanmean(np.stack(images), dtype=np.float64),), rel=1e-9)
+
+
+def test_the_same_picture_on_both_sides_is_refused_and_named(tmp_path: Path) -> None:
+    image = _RNG.integers(0, 255, (40, 40), dtype=np.uint8)
+    images = [_RNG.integers(0, 255, (40, 40), dtype=np.uint8), image, image]
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 3, images)
+    said = _refused(data, "--out", tmp_path / "run")
+    assert "the same picture is in training and in validation: 1.tif and 2.tif" in said
+    assert inspect(data).facts["problems"] == [
+        "the same picture is in training and in validation: 1.tif and 2.tif"
+    ]
+    assert "0.tif and 0.tif" in _refused(data, "--out", tmp_path / "run", "--val", data)
+
+
+def test_overlap_on_the_ground_is_said_and_kept_in_the_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 2)
+    for i, left in enumerate((500000, 500200)):
+        geo = [
+            (33550, "d", 3, (10.0, 10.0, 0.0), True),
+            (33922, "d", 6, (0.0, 0.0, 0.0, left, 4000000.0, 0.0), True),
+            (34735, "H", 16, (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32616), True),
+        ]
+        pixels = _RNG.integers(0, 255, (40, 40), dtype=np.uint8)
+        tifffile.imwrite(data / "images" / f"{i}.tif", pixels, extratags=geo)
+    record = prepare(request(Settings(), data, 0.5, None))
+    assert record["data"]["leaks"] == [{"train": "0.tif", "val": "1.tif", "share": pytest.approx(0.5)}]
+    assert record["data"]["val"] == ["1.tif"]
+    assert "overlap on the ground (0.tif and 1.tif), by up to 50.0%" in capsys.readouterr().err
+    assert inspect(data).facts["notes"] == [
+        "training and validation overlap on the ground: 0.tif and 1.tif, 50.0%"
+    ]
+
+
+def test_masks_that_say_what_they_mean_are_believed(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [])
+    for i in range(2):
+        tifffile.imwrite(data / "images" / f"{i}.tif", _RNG.integers(0, 255, (40, 40), dtype=np.uint8))
+        mask = _halves(0, 1)
+        mask[0] = 255  # would be in doubt by itself
+        write_tiff_mask(data / "masks" / f"{i}.tif", mask, [("land", None), ("water", None)])
+    facts = inspect(data).facts
+    assert facts["problems"] == []
+    assert [(c["name"], c["pixels"]) for c in facts["classes"]] == [("land", 39 * 40), ("water", 39 * 40)]
+
+
+def test_a_picture_that_breaks_when_it_is_read_is_a_problem(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 2)
+    for i in range(2):
+        (data / "images" / f"{i}.tif").unlink()
+        Image.fromarray(_RNG.integers(0, 255, (40, 40), dtype=np.uint8)).save(data / "images" / f"{i}.png")
+    broken = data / "images" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    (problem,) = inspect(data).facts["problems"]
+    assert "1.png: cannot read y 0–40" in problem
+
+
+def test_classes_are_for_training_sets_alone(tmp_path: Path) -> None:
+    Image.fromarray(_halves(0, 1)).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="is for training sets"):
+        inspect(tmp_path / "a.png", classes=tmp_path / "c.toml")
+    with pytest.raises(InputError, match=r"c\.toml"):
+        inspect(_set(tmp_path / "data", [_halves(0, 1)]), classes=tmp_path / "c.toml")
