@@ -46,15 +46,6 @@ class Metric(StrEnum):
     accuracy = "accuracy"
 
 
-def _workers(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError as e:
-        raise typer.BadParameter(f"{text!r}: give auto or a number") from e
-
-
 @command(
     "train",
     epilog="""
@@ -67,7 +58,7 @@ def _workers(text: str) -> int | str:
 )
 def train(
     data: Annotated[Path, typer.Argument(help="Folder with images/ and masks/, pairs of one stem.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model and all that the run writes.")],
+    out: Annotated[str, typer.Option(help="Folder for the model and all that the run writes.")],
     val: Annotated[
         str,
         typer.Option(metavar="FRACTION|DATA", help="Share of the images, last by name, or another folder."),
@@ -86,6 +77,10 @@ def train(
     warmup: Annotated[
         int | None, typer.Option(help="Steps over which the learning rate rises. Default: 5 % of all.")
     ] = None,
+    clip_grad: Annotated[float, typer.Option(help="Longest gradient (2-norm); 0: any length.")] = 1.0,
+    accumulate: Annotated[
+        int, typer.Option(help="Parts in which a batch goes through the network, to save memory.")
+    ] = 1,
     loss: Annotated[
         str, typer.Option(metavar="EXPR", help="Sum of ce, bce, focal(alpha=,gamma=), dice with weights.")
     ] = "ce+dice",
@@ -107,10 +102,18 @@ def train(
     metric: Annotated[
         Metric, typer.Option(help="Validation score that the best model has.")
     ] = Metric.mean_iou,
+    early_stop: Annotated[
+        int | None, typer.Option(metavar="N", help="End after N epochs without a better --metric.")
+    ] = None,
+    keep: Annotated[int, typer.Option(help="Checkpoints to keep, of the ends of the last epochs.")] = 1,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     workers: Annotated[
-        str, typer.Option(metavar="auto|N", help="Workers that share each batch; the result is the same.")
+        str,
+        typer.Option(metavar="auto|N|MIN:MAX", help="Workers that share each batch; the result is the same."),
     ] = "auto",
+    gpus_per_worker: Annotated[
+        int | None, typer.Option(metavar="0|1", help="Default: 1 where every worker finds one.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or fail.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run with other data or options in --out.")
@@ -131,6 +134,8 @@ def train(
         lr=lr,
         schedule=schedule.value,
         warmup=warmup,
+        clip_grad=clip_grad,
+        accumulate=accumulate,
         loss=loss,
         class_weights=class_weights,
         augment=augment.value,
@@ -142,8 +147,11 @@ def train(
         precision=precision.value,
         ema=ema,
         metric=metric.value,
+        early_stop=early_stop,
+        keep=keep,
         seed=seed,
-        workers=_workers(workers),
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
         resume=resume,
         overwrite=overwrite,
     )

@@ -14,7 +14,6 @@ from raysegment.training.parallel import Workers, key_dropout, share_batches
 from raysegment.training.settings import Resolved
 
 _WEIGHT_DECAY = 1e-2
-_CLIP = 1.0
 _EMA_DECAY = 0.999
 
 
@@ -52,19 +51,59 @@ class Learner:
         `images` (n, c, e, e) normalised, `targets` (n, t, t) uint8, e = t + 2·margin. `step` from 0.
         """
         self.module.train()
-        key_dropout(self.module, ((self.settings.seed, 2, i) for i in indices))
-        with self.autocast():
-            logits = self.module(images)
-        loss = self.loss(logits, targets, self.workers, self.weights)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.settings.accumulate == 1:
+            loss = self._loss(self._answer(images, indices), targets)
+            loss.backward()
+        else:
+            loss = self._accumulate(images, targets, indices)
         self.workers.sum_gradients(self.module)
-        nn.utils.clip_grad_norm_(self.module.parameters(), _CLIP)
+        if self.settings.clip_grad:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_grad)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(step)
         self.optimizer.step()
         self._follow(step)
         return loss.detach()
+
+    def _accumulate(
+        self, images: torch.Tensor, targets: torch.Tensor, indices: Sequence[int]
+    ) -> torch.Tensor:
+        """The loss of the whole batch and its gradient, with the activations of one part at a time.
+
+        Dice needs the answers to the whole batch before any pixel has a gradient. So the parts go through the
+        network twice: first for their logits, which are small, then for the gradient that the loss has there.
+        """
+        parts = self._parts(indices)
+        stored = [buffer.clone() for buffer in self.module.buffers()]
+        with torch.no_grad():
+            answers = [self._answer(images[part], [indices[i] for i in part]) for part in parts]
+        for buffer, before in zip(self.module.buffers(), stored, strict=True):
+            buffer.copy_(before)  # the second time counts
+        logits = torch.cat(answers).requires_grad_()
+        loss = self._loss(logits, targets[[i for part in parts for i in part]])
+        (wanted,) = torch.autograd.grad(loss, logits)
+        for part, gradient in zip(parts, wanted.split([len(part) for part in parts]), strict=True):
+            self._answer(images[part], [indices[i] for i in part]).backward(gradient)
+        return loss
+
+    def _parts(self, indices: Sequence[int]) -> list[list[int]]:
+        """This worker's places in each part. A part is the same samples however many workers share it, so that
+        BatchNorm, which knows a part alone, sees the same statistics."""
+        count, size = self.settings.accumulate, self.settings.batch_size
+        parts: list[list[int]] = [[] for _ in range(count)]
+        for place, index in enumerate(indices):
+            parts[index % size * count // size].append(place)
+        return parts
+
+    def _answer(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+        key_dropout(self.module, ((self.settings.seed, 2, i) for i in indices))
+        with self.autocast():
+            logits: torch.Tensor = self.module(images)
+        return logits
+
+    def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.loss(logits, targets, self.workers, self.weights)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")

@@ -64,12 +64,14 @@ class Workers:
             return values
         return values + (self.sum(values) - values.detach())
 
-    def agree(self, error: RaysegmentError | None = None) -> None:
-        """Meet the other workers here. Raises Stopped on every one of them when any brings an error, so that
-        none waits for ever for one that has gone."""
-        failed = torch.tensor(float(error is not None), device=self._device)
-        if float(self.sum(failed)) > 0:
+    def agree(self, error: RaysegmentError | None = None, *, wish: bool = False) -> bool:
+        """Meet the other workers here; whether any of them has the wish. Raises Stopped on every one of them when
+        any brings an error, so that none waits for ever for one that has gone."""
+        said = torch.tensor([float(error is not None), float(wish)], device=self._device)
+        failed, wished = self.sum(said).tolist()
+        if failed:
             raise Stopped(error) from error
+        return wished > 0
 
     def sum_array(self, counts: np.ndarray, device: torch.device) -> np.ndarray:
         """Sum of an int64 array over the workers."""

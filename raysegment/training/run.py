@@ -6,6 +6,7 @@ RUN/events/             the same for TensorBoard
 RUN/config.toml         the resolved options; `raysegment train --config` takes it
 RUN/run.json            fingerprint, data, versions, hardware and, once finished, the result
 RUN/last/state.pt       all that an exact resume needs
+RUN/checkpoints/        with --keep: the same of the ends of the last epochs, step-00000120.pt
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class RunFolder:
         return self.root / "last" / "state.pt"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
     def progress(self) -> Path:
         """Where the first worker says how far it is."""
         return self.root / "last" / "progress.json"
@@ -65,6 +70,11 @@ class RunFolder:
     def failure(self) -> Path:
         """Where a worker says why it cannot go on, so that it is not tried again."""
         return self.root / "last" / "failure.json"
+
+    @property
+    def stop(self) -> Path:
+        """Where the driver says that it was interrupted: the workers write a checkpoint and end."""
+        return self.root / "last" / "stop"
 
     @property
     def ray(self) -> Path:
@@ -90,9 +100,9 @@ class RunFolder:
         """Remove what a run writes, and nothing else."""
         for path in (self.model, self.metrics, self.config, self.record):
             path.unlink(missing_ok=True)
-        for path in (self.state, self.progress, self.failure):
+        for path in (self.state, self.progress, self.failure, self.stop):
             path.unlink(missing_ok=True)
-        for folder in (self.events, self.ray):
+        for folder in (self.events, self.ray, self.checkpoints):
             if folder.is_dir():
                 shutil.rmtree(folder)
 
@@ -136,13 +146,23 @@ def earlier_run(run: RunFolder, fingerprint: str, *, resume: bool, overwrite: bo
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """By temp file and rename, so that a reader never sees half of it. Raises WorkError."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """As :func:`replace` does. Raises WorkError."""
     try:
-        temp.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
-        os.replace(temp, path)
+        replace(path, json.dumps(data, ensure_ascii=False, indent=1).encode())
     except OSError as e:
         raise WorkError(f"cannot write {path}: {e.strerror}") from e
+
+
+def replace(path: Path, data: bytes | memoryview) -> None:
+    """Write a file by temp file and rename, so that a reader never sees half of it. Raises OSError; the old file
+    stays then."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temp.write_bytes(data)
+        os.replace(temp, path)
+    except OSError:
+        temp.unlink(missing_ok=True)
+        raise
 
 
 def to_toml(values: dict[str, Any]) -> str:
