@@ -1,10 +1,11 @@
-"""1, 2 and 4 workers, one batch: the same loss, the same weights, in float64 over gloo."""
+"""1, 2 and 4 workers, one batch: the same losses, gradients and weights, over gloo."""
 
 from __future__ import annotations
 
 import copy
 import socket
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,55 +25,79 @@ from raysegment.training.parallel import (
 from raysegment.training.settings import Resolved
 from raysegment.training.windows import IGNORE
 
-_BATCH, _STEPS, _EDGE = 5, 3, 16
+_BATCH, _EDGE = 8, 16
 
 
-def _settings(loss: str) -> Resolved:
-    return Resolved(
-        steps_per_epoch=_STEPS, tile=_EDGE, warmup=0, precision="fp32", loss=loss, depth=2, base_width=4,
-        batch_size=_BATCH, dropout=0.4, epochs=1,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Case:
+    """What is learned, for how long, and how exactly the teams must agree."""
+
+    loss: str
+    outputs: int
+    norm: Literal["batch", "group"] = "batch"
+    exact: bool = True
+    """float64"""
+    steps: int = 3
+    accumulate: int = 1
+
+    @property
+    def settings(self) -> Resolved:
+        return Resolved(
+            steps_per_epoch=self.steps, tile=_EDGE, warmup=0, precision="fp32", loss=self.loss, depth=2, base_width=4,
+            batch_size=_BATCH, dropout=0.4, epochs=1, lr=1e-3, norm=self.norm, accumulate=self.accumulate,
+        )  # fmt: skip
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        kept = {key: getattr(self.settings, key) for key in ("base_width", "depth", "norm", "dropout")}
+        return {"name": "unet", "in_channels": 2, "out_channels": self.outputs, **kept}
 
 
-def _train(workers: Workers, loss: str, outputs: int) -> dict[str, object]:
-    """A few steps on this worker's share of fixed batches, from 0 % to 100 % ignored."""
-    settings = _settings(loss)
-    arch = {
-        "name": "unet",
-        "in_channels": 2,
-        "out_channels": outputs,
-        "base_width": 4,
-        "depth": 2,
-        "dropout": 0.4,
-    }
-    prior = [0.3] if outputs == 1 else [1 / outputs] * outputs
-    learner = Learner(settings, arch, prior, [1.0, 2.0, 0.5][: max(2, outputs)], workers, torch.device("cpu"))
-    learner.module.double()
+def _train(workers: Workers, case: _Case) -> dict[str, Any]:
+    """Steps on this worker's share of fixed batches, from 0 % to 100 % ignored."""
+    prior = [0.3] if case.outputs == 1 else [1 / case.outputs] * case.outputs
+    weights = [1.0, 2.0, 0.5][: max(2, case.outputs)]
+    learner = Learner(case.settings, case.architecture, prior, weights, workers, torch.device("cpu"))
     assert learner.average is not None
-    learner.average.double()
+    if case.exact:
+        learner.module.double()
+        learner.average.double()
+    gradients: list[torch.Tensor] = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in learner.module.parameters()]))
+    )
     rng = np.random.default_rng(7)
     losses = []
-    for step in range(_STEPS):
+    for step in range(case.steps):
         images = torch.from_numpy(rng.normal(size=(_BATCH, 2, _EDGE, _EDGE)))
-        targets = torch.from_numpy(rng.integers(0, max(2, outputs), (_BATCH, _EDGE, _EDGE)).astype(np.uint8))
-        share_ignored = np.linspace(0, 1, _BATCH)[:, None, None]
-        targets[torch.from_numpy(rng.random((_BATCH, _EDGE, _EDGE)) < share_ignored)] = IGNORE
+        targets = rng.integers(0, max(2, case.outputs), (_BATCH, _EDGE, _EDGE)).astype(np.uint8)
+        ignored = rng.permutation(np.linspace(0, 1, _BATCH))[:, None, None]
+        targets[rng.random(targets.shape) < ignored] = IGNORE
         mine = list(workers.share(_BATCH))
         indices = [step * _BATCH + i for i in mine]
-        losses.append(float(learner.learn(images[mine], targets[mine], step, indices)))
-    return {"losses": losses, "model": learner.module.state_dict(), "ema": learner.average.state_dict()}
+        pixels = images[mine].to(torch.float64 if case.exact else torch.float32)
+        losses.append(float(learner.learn(pixels, torch.from_numpy(targets)[mine], step, indices)))
+    return {
+        "losses": losses,
+        "gradient": gradients[0],
+        "model": learner.module.state_dict(),
+        "ema": learner.average.state_dict(),
+    }
 
 
-_CASES = [("ce+0.5*dice", 3), ("focal+dice", 1), ("bce", 1)]
+_CURVES = [_Case("ce+dice", 3, norm, steps=50) for norm in ("batch", "group")]
+_SINGLE = [_Case("ce+dice", 3, norm, exact=False, steps=10) for norm in ("batch", "group")]
+_PARTS = [_Case("ce+dice", 3, norm, accumulate=2) for norm in ("batch", "group")]
+_CASES = [_Case("ce+0.5*dice", 3), _Case("focal+dice", 1), _Case("bce", 1), *_PARTS, *_CURVES, *_SINGLE]
 
 
 def _rank(rank: int, port: int, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=4)
     pair = dist.new_group([0, 1])
-    results = {4: [_train(Workers(), *case) for case in _CASES]}
+    results = {4: [_train(Workers(), case) for case in _CASES]}
     if rank < 2:
-        results[2] = [_train(Workers(pair), *case) for case in _CASES]
+        results[2] = [_train(Workers(pair), case) for case in _CASES]
     rows = torch.full((rank, 2), float(rank))
     gathered = Workers().gather(rows)
     assert gathered[:, 0].tolist() == [1, 2, 2, 3, 3, 3]
@@ -82,24 +107,72 @@ def _rank(rank: int, port: int, out: str) -> None:
     dist.destroy_process_group()
 
 
-def test_loss_and_weights_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def teams(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[_Case, dict[str, Any]]]:
+    """What 1, 2 and 4 workers come to in every case."""
     torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("teams") / "results.pt"
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_rank, (port, str(tmp_path / "results.pt")), nprocs=4)
-    results = torch.load(tmp_path / "results.pt", weights_only=True)
-    for k, case in enumerate(_CASES):
-        alone = _train(Workers(), *case)
-        assert len(set(alone["losses"])) == _STEPS
-        for size in (2, 4):
-            shared = results[size][k]
-            assert shared["losses"] == pytest.approx(alone["losses"], abs=1e-10)
-            for part in ("model", "ema"):
-                for name, value in alone[part].items():
-                    torch.testing.assert_close(
-                        shared[part][name], value, rtol=0, atol=1e-10, msg=f"{case} {name}"
-                    )
+    mp.spawn(_rank, (port, str(out)), nprocs=4)
+    results = torch.load(out, weights_only=True)
+    shared = {size: dict(zip(_CASES, found, strict=True)) for size, found in results.items()}
+    return {1: {case: _train(Workers(), case) for case in _CASES}, **shared}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", [case for case in _CASES if case.exact], ids=str)
+def test_loss_and_weights_do_not_depend_on_the_number_of_workers(teams: Any, case: _Case, size: int) -> None:
+    alone, shared = teams[1][case], teams[size][case]
+    assert len(set(alone["losses"])) == case.steps
+    assert shared["losses"] == pytest.approx(alone["losses"], abs=1e-10)
+    assert _distance(shared["gradient"], alone["gradient"]) < 1e-12
+    if case.steps < 50:  # later, what is rounding in a gradient has grown in a weight
+        for part in ("model", "ema"):
+            for name, value in alone[part].items():
+                torch.testing.assert_close(
+                    shared[part][name], value, rtol=0, atol=1e-10, msg=f"{part} {name}"
+                )
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", _SINGLE, ids=str)
+def test_in_float32_losses_and_gradients_agree_to_rounding(teams: Any, case: _Case, size: int) -> None:
+    alone, shared = teams[1][case], teams[size][case]
+    assert shared["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert _distance(shared["gradient"], alone["gradient"]) < 1e-5
+
+
+def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def test_a_batch_in_parts_is_the_same_batch() -> None:
+    """Without BatchNorm, which knows a part alone."""
+    torch.set_num_threads(1)
+    whole = _train(Workers(), _Case("ce+dice", 3, "group"))
+    for count in (2, 3, 8):
+        parts = _train(Workers(), _Case("ce+dice", 3, "group", accumulate=count))
+        assert parts["losses"] == pytest.approx(whole["losses"], abs=1e-12)
+        assert _distance(parts["gradient"], whole["gradient"]) < 1e-12
+    batch = _train(Workers(), _Case("ce+dice", 3, "batch", accumulate=2))
+    assert int(batch["model"]["down.0.1.num_batches_tracked"]) == 3 * 2  # each part counted once
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3])
+def test_gradients_are_clipped_to_what_was_asked(limit: float) -> None:
+    settings = _Case("ce", 1).settings.model_copy(update={"clip_grad": limit})
+    learner = Learner(settings, _Case("ce", 1).architecture, [0.3], None, Workers(), torch.device("cpu"))
+    found: list[float] = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: found.append(
+            float(torch.cat([p.grad.flatten() for p in learner.module.parameters()]).norm())
+        )
+    )
+    images = torch.randn(8, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    learner.learn(images, torch.ones(8, 16, 16, dtype=torch.uint8), 0, range(8))
+    assert found[0] == pytest.approx(1e-3, rel=1e-3) if limit else found[0] > 0.01
 
 
 def test_the_shared_layers_keep_names_and_answers() -> None:

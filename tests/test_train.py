@@ -17,115 +17,30 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trained import SMALL, make, run_here, weights
 from typer.testing import CliRunner
 
 from raysegment.errors import InputError, LockedError, OutputExistsError, UsageError, WorkError
 from raysegment.model.file import load_model, load_spec
-from raysegment.training import keeper, loop
 from raysegment.training.fit import train
-from raysegment.training.loop import work
-from raysegment.training.parallel import Stopped, Workers
-from raysegment.training.prepare import job_of, prepare, request
+from raysegment.training.parallel import Stopped
+from raysegment.training.prepare import prepare, request
 from raysegment.training.result import TrainResult
 from raysegment.training.run import RunFolder, earlier_run
 from raysegment.training.settings import Settings
 
-_SMALL: dict[str, Any] = {
-    "epochs": 3, "steps_per_epoch": 4, "base_width": 4, "depth": 2, "tile": 32, "batch_size": 4, "lr": 1e-2,
-    "dropout": 0.2,
-}  # fmt: skip
-
-
-def _make(root: Path, count: int = 5, edge: int = 64, *, learnable: bool = True) -> Path:
-    """Noisy discs, and where they are."""
-    rng = np.random.default_rng(0)
-    yy, xx = np.mgrid[:edge, :edge]
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True)
-    for i in range(count):
-        mask = np.zeros((edge, edge), bool)
-        for _ in range(5):
-            y, x, r = rng.integers(0, edge), rng.integers(0, edge), rng.integers(6, 14)
-            mask |= (yy - y) ** 2 + (xx - x) ** 2 < r * r
-        image = np.clip(80 + 100 * mask * learnable + rng.normal(0, 15, mask.shape), 0, 255)
-        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{i}.png")
-        Image.fromarray((mask * 255).astype(np.uint8)).save(root / "masks" / f"{i}.png")
-    return root
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _make(tmp_path_factory.mktemp("data") / "discs")
-
-
-def _run(data: Path, out: Path, **options: Any) -> RunFolder:
-    """All of train() but Ray: one worker, in this process."""
-    run = RunFolder(out)
-    asked = request(Settings.of({**_SMALL, **options}), data, 0.2, None)
-    with run.locked():
-        record = earlier_run(run, asked.fingerprint, resume=False, overwrite=False) or prepare(asked)
-        record["workers"] = 1
-        run.write_record(record)
-        work(job_of(record, asked, run), Workers(), torch.device("cpu"), threads=1)
-    return run
-
-
-def _weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    return load_model(run.model).module.state_dict()
+    return make(tmp_path_factory.mktemp("data") / "discs")
 
 
 def _losses(run: RunFolder) -> list[float]:
     return [json.loads(line)["loss"] for line in run.metrics.read_text().splitlines()]
 
 
-class _Killed(BaseException):
-    """Stands for whatever ends a process in the middle of a step."""
-
-
-def _kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Checkpoints at every step; the process dies in step `steps` + 1."""
-    taken, step = [0], loop._Worker._step
-
-    def mortal(self: Any, batch: Any) -> torch.Tensor:
-        if taken[0] == steps:
-            raise _Killed
-        taken[0] += 1
-        return step(self, batch)
-
-    monkeypatch.setattr(loop._Worker, "_step", mortal)
-    monkeypatch.setattr(keeper, "_CHECKPOINT_EVERY_S", 0.0)
-
-
-@pytest.mark.parametrize("killed_at", [3, 4, 9])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
-) -> None:
-    whole = _run(data, tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        _kill_after(patched, killed_at)
-        with pytest.raises(_Killed):
-            _run(data, tmp_path / "broken")
-    torch.rand(7)  # the generator stands elsewhere in another process
-    resumed = _run(data, tmp_path / "broken")
-    first, second = (torch.load(r.state, weights_only=True)["learner"] for r in (whole, resumed))
-    for part in ("model", "ema"):
-        for name, value in first[part].items():
-            assert torch.equal(value, second[part][name]), f"{part} {name}"
-    for name, value in _weights(whole).items():
-        assert torch.equal(value, _weights(resumed)[name])
-    timeless = [
-        [
-            {k: v for k, v in json.loads(line).items() if k != "images_per_s"}
-            for line in r.metrics.read_text().splitlines()
-        ]
-        for r in (whole, resumed)
-    ]
-    assert timeless[0] == timeless[1]
-    assert [line["step"] for line in timeless[0]] == [4, 8, 12]
-
-
 def test_a_run_learns_and_its_folder_tells_how(data: Path, tmp_path: Path) -> None:
-    run = _run(data, tmp_path / "run", epochs=4, steps_per_epoch=15)
+    run = run_here(data, tmp_path / "run", epochs=4, steps_per_epoch=15)
     record = run.read_record()
     assert record is not None
     result = TrainResult.of_record(run.model, record, already_done=False)
@@ -162,7 +77,7 @@ def test_a_run_learns_and_its_folder_tells_how(data: Path, tmp_path: Path) -> No
 )
 def test_every_kind_of_run_comes_to_its_end(data: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     quick = {"epochs": 1, "steps_per_epoch": 12, "dropout": 0.0, **options}
-    run = _run(data, tmp_path / "run", **quick)
+    run = run_here(data, tmp_path / "run", **quick)
     record = run.read_record()
     assert record is not None
     assert 0 < record["result"]["metrics"]["accuracy"] <= 1
@@ -171,11 +86,11 @@ def test_every_kind_of_run_comes_to_its_end(data: Path, tmp_path: Path, options:
 
 
 def test_a_constant_answer_is_a_failure_with_its_cause(tmp_path: Path) -> None:
-    data = _make(tmp_path / "noise", learnable=False)
+    data = make(tmp_path / "noise", learnable=False)
     with pytest.raises(
         Stopped, match=r"answers 'class 0' everywhere \(accuracy 0\.\d+.*12 steps only: raise --epochs"
     ) as stopped:
-        _run(data, tmp_path / "run", lr=1e-6)
+        run_here(data, tmp_path / "run", lr=1e-6)
     assert isinstance(stopped.value.error, WorkError)
     record = RunFolder(tmp_path / "run").read_record()
     assert record is not None
@@ -184,7 +99,7 @@ def test_a_constant_answer_is_a_failure_with_its_cause(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped, match=r"the loss is (nan|inf) at step \d+: lower --lr \(now 1e\+30\)"):
-        _run(data, tmp_path / "run", lr=1e30, norm="none", warmup=0)
+        run_here(data, tmp_path / "run", lr=1e30, norm="none", warmup=0)
 
 
 def test_a_mask_value_that_the_survey_missed_is_named(
@@ -192,7 +107,7 @@ def test_a_mask_value_that_the_survey_missed_is_named(
 ) -> None:
     monkeypatch.setattr("raysegment.training.survey._some", lambda raster, every: iter(()))
     with pytest.raises(InputError, match="single class"):
-        _run(data, tmp_path / "run")
+        run_here(data, tmp_path / "run")
 
 
 def test_out_is_protected(data: Path, tmp_path: Path) -> None:
@@ -224,7 +139,7 @@ def test_the_fingerprint_is_options_and_contents(data: Path, tmp_path: Path) -> 
     def of(folder: Path = data, val: str | float = 0.2, **options: Any) -> str:
         return request(Settings.of(options), folder, val, None).fingerprint
 
-    twin = _make(tmp_path / "twin")
+    twin = make(tmp_path / "twin")
     assert of() == of() == of(twin)
     changed = np.array(Image.open(twin / "masks" / "0.png"))
     changed[0, 0] ^= 255
@@ -268,7 +183,7 @@ def test_config_toml_gives_the_run_again(data: Path, tmp_path: Path) -> None:
     from raysegment.cli.app import app
     from raysegment.training.run import to_toml
 
-    record = prepare(request(Settings.of(_SMALL), data, 0.2, None))
+    record = prepare(request(Settings.of(SMALL), data, 0.2, None))
     config = tmp_path / "config.toml"
     config.write_text(to_toml({"val": "0.2", **record["settings"]}))
     shown = CliRunner().invoke(
@@ -283,8 +198,8 @@ def test_config_toml_gives_the_run_again(data: Path, tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_through_ray_train_two_workers_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    options = {**_SMALL, "steps_per_epoch": 8, "dropout": 0.0}
-    alone = _run(data, tmp_path / "alone", **options)
+    options = {**SMALL, "steps_per_epoch": 8, "dropout": 0.0}
+    alone = run_here(data, tmp_path / "alone", **options)
     result = train(data, out=tmp_path / "run", workers=2, **options)
     assert (result.workers, result.steps, result.epochs) == (2, 24, 3)
     # float32 rounds, and Adam makes much of it where a gradient is all rounding; test_parallel.py is exact
@@ -321,7 +236,7 @@ def test_what_one_worker_cannot_read_stops_all_with_its_words(
 
     monkeypatch.setattr("raysegment.training.fit.prepare", overlook)
     with pytest.raises(InputError, match=r"2\.png, .*value 77 belong to no class"):
-        train(folder, out=tmp_path / "run", workers=2, **{**_SMALL, "batch_size": 2, "steps_per_epoch": 30})
+        train(folder, out=tmp_path / "run", workers=2, **{**SMALL, "batch_size": 2, "steps_per_epoch": 30})
 
 
 @pytest.mark.ray
@@ -329,7 +244,7 @@ def test_what_one_worker_cannot_read_stops_all_with_its_words(
 @pytest.mark.chaos
 def test_a_workers_death_does_not_show(data: Path, tmp_path: Path) -> None:
     """SIGKILL to one of two workers in the middle: Ray Train starts them again, from the last checkpoint."""
-    options = {**_SMALL, "epochs": 6, "steps_per_epoch": 20}
+    options = {**SMALL, "epochs": 6, "steps_per_epoch": 20}
     whole = train(data, out=tmp_path / "whole", workers=2, **options)
     script = (
         "import sys, json\n"
@@ -350,8 +265,8 @@ def test_a_workers_death_does_not_show(data: Path, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert len(list((tmp_path / "killed" / "events").iterdir())) == 2  # one file per start: it did die
     assert json.loads(answer)["metrics"] == whole.to_json()["metrics"]
-    for name, value in _weights(RunFolder(tmp_path / "whole")).items():
-        assert torch.equal(value, _weights(RunFolder(tmp_path / "killed"))[name]), name
+    for name, value in weights(RunFolder(tmp_path / "whole")).items():
+        assert torch.equal(value, weights(RunFolder(tmp_path / "killed"))[name]), name
 
 
 def _train_worker_of(driver: int) -> int:

@@ -7,6 +7,7 @@ else of Ray's state is kept.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -25,6 +26,8 @@ from raysegment.training.team import Team, cluster_nodes, say_if_busy
 
 #: Deaths that a run survives without a new checkpoint in between; with one, any number.
 _MAX_FAILURES = 3
+#: How long an elastic team waits for as many workers as Ray last counted, before Ray counts again.
+_ELASTIC_START_S = 20
 #: How long an interrupted run may take to write its checkpoint.
 _STOP_S = 20.0
 
@@ -86,6 +89,8 @@ class _Training(threading.Thread):
 
         shutil.rmtree(self.job.run.ray, ignore_errors=True)  # Ray Train would resume from its own files there
         team = self.team
+        if team.least < team.most:  # for a minute by default: that long a dead node counts
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ELASTIC_START_S))
         count: Any = team.most if team.least == team.most else (team.least, team.most)  # two numbers: elastic
         trainer = TorchTrainer(
             ray_worker,

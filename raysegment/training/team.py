@@ -56,12 +56,9 @@ def assemble(wish: int | str, gpus_per_worker: int | None, settings: Settings) -
     asked = _count(wish)
     is_ours = not _is_connected()
     nodes = [_this_machine()] if is_ours else cluster_nodes()
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    if gpus_per_worker is not None:
-        uses_gpus = gpus_per_worker == 1
-    else:
-        uses_gpus = gpus >= (asked[0] if asked else 1)
-    places = gpus if uses_gpus else sum(int(node.get("CPU", 0)) for node in nodes)
+    on_gpu, on_cpu = (Team(1, 1, gpus, threads=1).room(nodes) for gpus in (1, 0))
+    uses_gpus = on_gpu >= (asked[0] if asked else 1) if gpus_per_worker is None else gpus_per_worker == 1
+    places = on_gpu if uses_gpus else on_cpu
     least, most = asked or (min(max(1, places), _parts(settings)),) * 2
     _check_samples(wish, most, settings)
     if (
