@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ from PIL import Image
 from trained import SMALL, make, run_here, weights
 from typer.testing import CliRunner
 
-from raysegment.errors import InputError, LockedError, OutputExistsError, UsageError, WorkError
+from raysegment.errors import (
+    InputError,
+    LockedError,
+    NotBuiltError,
+    OutputExistsError,
+    UsageError,
+    WorkError,
+)
 from raysegment.model.file import load_model, load_spec
 from raysegment.training.fit import train
 from raysegment.training.parallel import Stopped
@@ -156,7 +164,11 @@ def test_the_fingerprint_is_options_and_contents(data: Path, tmp_path: Path) -> 
         (["{data}", "--tile", "250"], "--tile 250 does not fit"),
         (["{data}", "--loss", "dise"], "unknown term 'dise'; the nearest is 'dice'"),
         (["{data}", "--workers", "9"], "--workers 9 is more than --batch-size 8"),
-        (["{data}", "--workers", "two"], "give auto or a number"),
+        (["{data}", "--workers", "two"], "give auto, a number of 1 or more, or MIN:MAX"),
+        (["{data}", "--early-stop", "0"], "--early-stop 0"),
+        (["{data}", "--accumulate", "9"], "--accumulate 9 is more than --batch-size 8"),
+        (["{data}", "--keep", "0"], "--keep 0"),
+        (["{data}", "--clip-grad", "-1"], "--clip-grad -1.0"),
         (["{data}", "--class-weights", "1,2,3"], "has 3 numbers, the data 2 classes"),
         (["{data}", "--schedule", "cosin"], "cosin"),
         (["{data}", "--resume"], "--resume: .* holds no run"),
@@ -175,6 +187,20 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(errors) == 1
     assert re.search(message, errors[0])
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/run", "gs://bucket/run"])
+def test_storage_that_is_no_file_system_is_refused_for_now(data: Path, out: str) -> None:
+    with pytest.raises(NotBuiltError, match=rf"--out {out}: .*not yet to {out[:2]}://: name a folder"):
+        train(data, out=out)
+
+
+def test_out_may_be_a_file_url(data: Path, tmp_path: Path) -> None:
+    run = run_here(data, tmp_path / "a run", epochs=1, steps_per_epoch=30)
+    options = {**SMALL, "epochs": 1, "steps_per_epoch": 30}
+    found = train(data, out=run.root.as_uri(), workers=1, **options)
+    assert found.already_done
+    assert found.model == run.model
 
 
 def test_config_toml_gives_the_run_again(data: Path, tmp_path: Path) -> None:
@@ -277,6 +303,40 @@ def _train_worker_of(driver: int) -> int:
         if "RayTrainWorker" in " ".join(child.cmdline()):
             return child.pid
     raise AssertionError("no Ray Train worker is running")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("workers", "count", "action", "left"), [("2", 3, "kill", 2), ("1:2", 2, "kill", 1), ("2", 3, "drain", 2)]
+)
+def test_a_nodes_death_does_not_show(
+    data: Path, tmp_path: Path, workers: str, count: int, action: str, left: int
+) -> None:
+    """Of three nodes two train; when one is gone the third takes its place, or an elastic team goes on without."""
+    options = {**SMALL, "epochs": 8, "steps_per_epoch": 20 if action == "kill" else 200}
+    with tempfile.TemporaryDirectory(
+        prefix="rs", dir="/tmp"
+    ) as home:  # short: a socket's path ends at 107 bytes
+        (Path(home) / "ray").mkdir()
+        run = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("nodes.py")), str(data), str(tmp_path / "run"), workers,
+             str(count), action, json.dumps(options)],
+            capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, "RAY_TMPDIR": home, "RAY_health_check_period_ms": "1000"},
+        )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    said = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    disturbed, result = said[0]["disturbed"], said[1]
+    assert result["ended"] - disturbed < 120
+    assert (result["workers"], result["epochs"]) == (left, 8)
+    assert result["steps"] == options["epochs"] * options["steps_per_epoch"]
+    assert len(list((tmp_path / "run" / "events").iterdir())) == 2  # one file per start: it was started again
+    alone = run_here(data, tmp_path / "alone", **options)
+    ours, theirs = (_losses(r) for r in (alone, RunFolder(tmp_path / "run")))
+    assert theirs[:2] == pytest.approx(ours[:2], rel=1e-2)  # as above, not later: float32 rounds
+    assert result["metrics"]["mean_iou"] > 0.9
 
 
 def test_usage_errors_come_before_the_data_is_looked_at(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Start with :func:`train` (fit.py), then loop.py: what every worker does from the
 the order of the data: dataset.py (pairs, checks), coding.py and survey.py (what the masks mean, what the pixels are
 like), windows.py and batches.py (samples by index), augment.py, losses.py, parallel.py (many workers, one batch),
 learner.py (one step), validate.py, thresholds.py. prepare.py and run.py: what is resolved once, and where it is kept.
+team.py and launch.py: who trains, and the loop on Ray Train's workers.
 """
 
 from __future__ import annotations

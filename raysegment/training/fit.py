@@ -89,6 +89,11 @@ def train(
         run.config.write_text(to_toml({"val": str(val), **record["settings"]}), encoding="utf-8")
         console.say(f"masks: {coding_text(record)}")
         job = job_of(record, asked, run)
+        if settings.accumulate > 1 and settings.norm == "batch":
+            console.warn(
+                f"--accumulate {accumulate}: BatchNorm sees a part of the batch at a time; "
+                "with --norm group nothing tells the parts from the whole"
+            )
         console.say(_outline(job, team, resumed=run.state.exists()))
         launch(job, team)
         record = run.read_record() or {}

@@ -27,7 +27,7 @@ from raysegment.training.team import Team, cluster_nodes, say_if_busy
 #: Deaths that a run survives without a new checkpoint in between; with one, any number.
 _MAX_FAILURES = 3
 #: How long an elastic team waits for as many workers as Ray last counted, before Ray counts again.
-_ELASTIC_START_S = 20
+_ELASTIC_START_S = 10
 #: How long an interrupted run may take to write its checkpoint.
 _STOP_S = 20.0
 
