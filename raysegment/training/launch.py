@@ -43,13 +43,13 @@ def launch(job: Job, team: Team) -> None:
         training = _Training(job, team)
         training.start()
         try:
-            follow(training, job, training.lack)
+            follow(training.ended, job, training.lack)
         except BaseException:
             run.stop.touch()
             if borrowed:  # the workers would go on in a Ray that outlives this call
-                training.join()
+                training.ended.wait()
             elif run.progress.exists():
-                training.join(_STOP_S)
+                training.ended.wait(_STOP_S)
             raise
         finally:
             run.stop.unlink(missing_ok=True)
@@ -64,6 +64,8 @@ class _Training(threading.Thread):
         super().__init__(name="ray-train", daemon=True)
         self.job, self.team = job, team
         self.error: Exception | None = None
+        self.ended = threading.Event()
+        """Not is_alive(): a signal during join() makes Python 3.11 believe that the thread has ended."""
 
     def run(self) -> None:
         try:
@@ -74,6 +76,8 @@ class _Training(threading.Thread):
                     return
         except Exception as e:  # handed to the main thread, which says it
             self.error = e
+        finally:
+            self.ended.set()
 
     def lack(self) -> str | None:
         """What Ray Train waits for, None when there is room."""

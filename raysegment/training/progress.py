@@ -16,22 +16,20 @@ _POLL_S = 0.5
 _LACK_EVERY_S = 10.0
 
 
-def follow(training: threading.Thread, job: Job, lack: Callable[[], str | None]) -> None:
-    """Show progress until `training` ends, and what it waits for, by `lack`."""
+def follow(ended: threading.Event, job: Job, lack: Callable[[], str | None]) -> None:
+    """Show progress until the training has `ended`, and what it waits for, by `lack`."""
     s, path = job.settings, job.run.progress
     path.unlink(missing_ok=True)
     waits = _Waits(lack)
     said: dict[str, Any] | None = None
-    while training.is_alive() and said is None:
-        training.join(_POLL_S)
+    while said is None and not ended.wait(_POLL_S):
         waits.say()
         said = _read(path)
     if said is None:
         return
     start = shown = said["step"]
     with console.progress("train", (s.total_steps - start) * s.batch_size, "images") as bar:
-        while training.is_alive():
-            training.join(_POLL_S)
+        while not ended.wait(_POLL_S):
             waits.say()
             said = _read(path) or said
             best = f"  best {s.metric} {said['best']:.4f}" if said["best"] is not None else ""
