@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import os
-import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import machine
 import measure
 import psutil
 import report
@@ -191,27 +189,15 @@ def fresh(path: Path) -> Path:
 
 def about(args: argparse.Namespace, settings: Settings) -> Entry:
     """Everything that a reader needs to repeat this."""
-    with open("/proc/cpuinfo") as f:
-        processor = next(
-            (line.split(":")[1].strip() for line in f if line.startswith("model name")), "unknown"
-        )
-    where = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*where, "describe", "--always", "--dirty"], capture_output=True, text=True)
     gpu = None
     if settings.device == "cuda":
         import torch
 
         gpu = torch.cuda.get_device_name()
     return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/inference.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or "unknown",
-        "processor": processor,
+        **machine.about(shlex.join(["python", "benchmarks/inference.py", *sys.argv[1:]]), VERSIONS),
         "cores": args.cores,
         "gpu": gpu,
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "versions": {name: metadata.version(name) for name in VERSIONS},
         "settings": dataclasses.asdict(settings),
         "quick": args.quick,
     }

@@ -40,6 +40,30 @@ def trained_unet(cache: Path) -> Path:
     return path
 
 
+def training_set(cache: Path) -> Path:
+    """A folder of sixteen PNG pictures of 512 × 512 px and where the forest is in them; beside it, `few`: one more."""
+    import tifffile
+    from PIL import Image
+
+    data, source = cache / "pictures" / "many", cache / "scenes"
+    if not data.exists():
+        _training_pair(source, TRAINING_SEEDS[0], 2048)
+        _training_pair(source, VALIDATION_SEED, 1024)
+        for home, seed, edge in (
+            (data.with_name("few"), VALIDATION_SEED, 512),
+            (data, TRAINING_SEEDS[0], 2048),
+        ):
+            for kind, top in (("images", 1), ("masks", 255)):
+                pixels = tifffile.imread(source / kind / f"{seed}.tif")
+                (home / kind).mkdir(parents=True)
+                for number, (y, x) in enumerate(
+                    (y, x) for y in range(0, edge, 512) for x in range(0, edge, 512)
+                ):
+                    crop = pixels[y : y + 512, x : x + 512] * top
+                    Image.fromarray(crop.astype("uint8")).save(home / kind / f"{number:02}.png")
+    return data
+
+
 def into_page_cache(path: Path) -> None:
     """Read the file once, so that no contestant pays for the disk."""
     with open(path, "rb", buffering=0) as f:

@@ -1,4 +1,4 @@
-"""1, 2 and 4 workers, one batch: the same loss, the same gradients, the same weights, over gloo."""
+"""1, 2 and 4 workers, one batch: the same losses, gradients and weights, over gloo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,81 +27,89 @@ from raysegment.training.parallel import (
 from raysegment.training.settings import Resolved
 from raysegment.training.windows import IGNORE
 
-_BATCH, _EDGE = 5, 16
+_BATCH, _EDGE = 8, 16
 
 
 @dataclass(frozen=True)
 class _Case:
+    """What is learned, for how long, and how exactly the teams must agree."""
+
     loss: str
     outputs: int
-    norm: str
+    norm: Literal["batch", "group"] = "batch"
+    exact: bool = True
+    """float64"""
     steps: int = 3
-    dtype: torch.dtype = torch.float64
+    accumulate: int = 1
     network: str = "unet"
 
+    @property
+    def settings(self) -> Resolved:
+        return Resolved(
+            steps_per_epoch=self.steps, tile=_EDGE, warmup=0, precision="fp32", loss=self.loss, depth=2, base_width=4,
+            batch_size=_BATCH, dropout=0.4, epochs=1, lr=1e-3, norm=self.norm, accumulate=self.accumulate,
+            architecture=self.network, deep_supervision=self.network == "unet-keras",
+        )  # fmt: skip
 
-#: Every term, and both norms.
-_CASES = [
-    _Case("ce+0.5*dice", 3, "batch"),
-    _Case("focal+dice", 1, "batch"),
-    _Case("bce", 1, "group"),
-    _Case("ce+tversky(alpha=0.3,beta=0.7,gamma=0.75)", 3, "group"),
-    _Case("lovasz", 1, "batch"),
-    _Case("lovasz+focal", 3, "group"),
-    _Case("ce+dice", 3, "batch", network="unet-keras"),
-    _Case("ce+dice", 3, "batch", 10, torch.float32),
-    _Case("0.5*focal+tversky+lovasz", 1, "group", 10, torch.float32),
-]
-_LONG = [_Case("ce+dice", 3, "batch", 50), _Case("0.5*focal+dice+lovasz", 1, "group", 50)]
-
-
-def _settings(case: _Case) -> Resolved:
-    return Resolved(
-        steps_per_epoch=case.steps, tile=_EDGE, warmup=0, precision="fp32", loss=case.loss, depth=2, base_width=4,
-        batch_size=_BATCH, dropout=0.4, epochs=1, norm=case.norm, architecture=case.network,
-        deep_supervision=case.network == "unet-keras",
-    )  # fmt: skip
+    @property
+    def architecture(self) -> dict[str, Any]:
+        keys = ("base_width", "depth", "dropout", *(["norm"] if self.network == "unet" else []))
+        kept = {key: getattr(self.settings, key) for key in keys}
+        return {"name": self.network, "in_channels": 2, "out_channels": self.outputs, **kept}
 
 
 def _train(workers: Workers, case: _Case) -> dict[str, Any]:
-    """Some steps on this worker's share of fixed batches, from 0 % to 100 % ignored."""
-    outputs, settings = case.outputs, _settings(case)
-    arch: dict[str, Any] = {
-        "name": case.network,
-        "in_channels": 2,
-        "out_channels": outputs,
-        "base_width": 4,
-        "depth": 2,
-        "dropout": 0.4,
-    }
-    if case.network == "unet":
-        arch["norm"] = case.norm
-    prior = [0.3] if outputs == 1 else [1 / outputs] * outputs
-    learner = Learner(settings, arch, prior, [1.0, 2.0, 0.5][: max(2, outputs)], workers, torch.device("cpu"))
-    learner.learned.to(case.dtype)
+    """Steps on this worker's share of fixed batches, from 0 % to 100 % ignored."""
+    prior = [0.3] if case.outputs == 1 else [1 / case.outputs] * case.outputs
+    weights = [1.0, 2.0, 0.5][: max(2, case.outputs)]
+    learner = Learner(case.settings, case.architecture, prior, weights, workers, torch.device("cpu"))
     assert learner.average is not None
-    learner.average.to(case.dtype)
+    if case.exact:
+        learner.learned.double()
+        learner.average.double()
+    gradients: list[torch.Tensor] = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in learner.module.parameters()]))
+    )
     rng = np.random.default_rng(7)
-    losses, gradients = [], {}
+    losses = []
     for step in range(case.steps):
-        images = torch.from_numpy(rng.normal(size=(_BATCH, 2, _EDGE, _EDGE))).to(case.dtype)
-        targets = torch.from_numpy(rng.integers(0, max(2, outputs), (_BATCH, _EDGE, _EDGE)).astype(np.uint8))
-        share_ignored = np.linspace(0, 1, _BATCH)[:, None, None]
-        targets[torch.from_numpy(rng.random((_BATCH, _EDGE, _EDGE)) < share_ignored)] = IGNORE
+        images = torch.from_numpy(rng.normal(size=(_BATCH, 2, _EDGE, _EDGE)))
+        targets = rng.integers(0, max(2, case.outputs), (_BATCH, _EDGE, _EDGE)).astype(np.uint8)
+        ignored = rng.permutation(np.linspace(0, 1, _BATCH))[:, None, None]
+        targets[rng.random(targets.shape) < ignored] = IGNORE
         mine = list(workers.share(_BATCH))
         indices = [step * _BATCH + i for i in mine]
-        losses.append(float(learner.learn(images[mine], targets[mine], step, indices)))
-        if step == 0:
-            gradients = {name: p.grad.clone() for name, p in learner.module.named_parameters()}
+        pixels = images[mine].to(torch.float64 if case.exact else torch.float32)
+        losses.append(float(learner.learn(pixels, torch.from_numpy(targets)[mine], step, indices)))
     return {
         "losses": losses,
-        "gradients": gradients,
+        "gradient": gradients[0],
         "model": learner.module.state_dict(),
         "ema": learner.average.state_dict(),
     }
 
 
-def _rank(rank: int, port: int, cases: list[_Case], out: str) -> None:
+_CURVES = [_Case("ce+dice", 3, norm, steps=50) for norm in ("batch", "group")]
+_SINGLE = [_Case("ce+dice", 3, norm, exact=False, steps=10) for norm in ("batch", "group")]
+_PARTS = [_Case("ce+dice", 3, norm, accumulate=2) for norm in ("batch", "group")]
+#: Every term, both norms, another network, a batch in parts.
+_QUICK = [
+    _Case("ce+0.5*dice", 3),
+    _Case("focal+dice", 1),
+    _Case("bce", 1, "group"),
+    _Case("ce+tversky(alpha=0.3,beta=0.7,gamma=0.75)", 3, "group"),
+    _Case("lovasz", 1),
+    _Case("lovasz+focal", 3, "group"),
+    _Case("ce+dice", 3, network="unet-keras"),
+    _Case("ce+dice", 3, network="unet-keras", accumulate=2),
+    *_PARTS,
+]
+_LONG = [*_CURVES, *_SINGLE]
+_Teams = dict[int, dict[_Case, dict[str, Any]]]
+
+
+def _rank(rank: int, port: int, out: str, cases: list[_Case]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=4)
     pair = dist.new_group([0, 1])
@@ -117,35 +125,119 @@ def _rank(rank: int, port: int, cases: list[_Case], out: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "cases", [_CASES, pytest.param(_LONG, marks=pytest.mark.slow)], ids=["terms", "curves"]
-)
-def test_losses_gradients_and_weights_do_not_depend_on_the_number_of_workers(
-    tmp_path: Path, cases: list[_Case]
-) -> None:
+def _spread(cases: list[_Case], folder: Path) -> _Teams:
+    """What 1, 2 and 4 workers come to in every case."""
     torch.set_num_threads(1)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_rank, (port, cases, str(tmp_path / "results.pt")), nprocs=4)
-    results = torch.load(tmp_path / "results.pt", weights_only=True)
-    for k, case in enumerate(cases):
-        alone = _train(Workers(), case)
-        assert len(set(alone["losses"])) == case.steps
-        near = 1e-10 if case.dtype == torch.float64 else 1e-5
-        largest = max(float(g.abs().max()) for g in alone["gradients"].values())
-        for size in (2, 4):
-            shared = results[size][k]
-            assert shared["losses"] == pytest.approx(alone["losses"], rel=near, abs=near)
-            for name, value in alone["gradients"].items():
-                torch.testing.assert_close(
-                    shared["gradients"][name], value, rtol=0, atol=near * largest, msg=f"{case} {name}"
-                )
-            for part in ("model", "ema") if case.dtype == torch.float64 else ():
-                for name, value in alone[part].items():
-                    torch.testing.assert_close(
-                        shared[part][name], value, rtol=0, atol=1e-10, msg=f"{case} {name}"
-                    )
+    mp.spawn(_rank, (port, str(folder / "results.pt"), cases), nprocs=4)
+    results = torch.load(folder / "results.pt", weights_only=True)
+    shared = {size: dict(zip(cases, found, strict=True)) for size, found in results.items()}
+    return {1: {case: _train(Workers(), case) for case in cases}, **shared}
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> _Teams:
+    return _spread(_QUICK, tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> _Teams:
+    return _spread(_LONG, tmp_path_factory.mktemp("long"))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", _QUICK, ids=str)
+def test_loss_gradient_and_weights_do_not_depend_on_the_number_of_workers(
+    quick: _Teams, case: _Case, size: int
+) -> None:
+    alone, shared = quick[1][case], quick[size][case]
+    assert len(set(alone["losses"])) == case.steps
+    assert shared["losses"] == pytest.approx(alone["losses"], abs=1e-10)
+    assert _distance(shared["gradient"], alone["gradient"]) < 1e-12
+    for part in ("model", "ema"):
+        for name, value in alone[part].items():
+            torch.testing.assert_close(shared[part][name], value, rtol=0, atol=1e-10, msg=f"{part} {name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", _CURVES, ids=str)
+def test_in_float64_fifty_steps_have_the_same_losses(long: _Teams, case: _Case, size: int) -> None:
+    alone, shared = long[1][case], long[size][case]
+    assert alone["losses"][-1] != alone["losses"][0]
+    assert shared["losses"] == pytest.approx(alone["losses"], abs=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", _SINGLE, ids=str)
+def test_in_float32_losses_and_gradients_agree_to_rounding(long: _Teams, case: _Case, size: int) -> None:
+    alone, shared = long[1][case], long[size][case]
+    assert shared["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert _distance(shared["gradient"], alone["gradient"]) < 1e-5
+
+
+def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def test_a_batch_in_parts_is_the_same_batch() -> None:
+    """Without BatchNorm, which knows a part alone."""
+    torch.set_num_threads(1)
+    whole = _train(Workers(), _Case("ce+dice", 3, "group"))
+    for count in (2, 3, 8):
+        parts = _train(Workers(), _Case("ce+dice", 3, "group", accumulate=count))
+        assert parts["losses"] == pytest.approx(whole["losses"], abs=1e-12)
+        assert _distance(parts["gradient"], whole["gradient"]) < 1e-12
+    batch = _train(Workers(), _Case("ce+dice", 3, "batch", accumulate=2))
+    assert int(batch["model"]["down.0.1.num_batches_tracked"]) == 3 * 2  # each part counted once
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3])
+def test_gradients_are_clipped_to_what_was_asked(limit: float) -> None:
+    settings = _Case("ce", 1).settings.model_copy(update={"clip_grad": limit})
+    learner = Learner(settings, _Case("ce", 1).architecture, [0.3], None, Workers(), torch.device("cpu"))
+    found: list[float] = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: found.append(
+            float(torch.cat([p.grad.flatten() for p in learner.module.parameters()]).norm())
+        )
+    )
+    images = torch.randn(8, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    learner.learn(images, torch.ones(8, 16, 16, dtype=torch.uint8), 0, range(8))
+    assert found[0] == pytest.approx(1e-3, rel=1e-3) if limit else found[0] > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_summed_normalisation_is_torchs_own(dtype: torch.dtype) -> None:
+    """One worker told that it is two, the other of which has the same pixels."""
+
+    class Twins(Workers):
+        def stack(self, own: torch.Tensor) -> torch.Tensor:
+            return torch.stack([own, own])
+
+        def sum(self, values: torch.Tensor) -> torch.Tensor:
+            return 2 * values
+
+    twins = Twins()
+    twins.size = 2
+    generator = torch.Generator().manual_seed(0)
+    x = (3 + 2 * torch.randn(2, 5, 6, 7, generator=generator, dtype=torch.float64)).to(dtype)
+    exact = torch.float32 if dtype == torch.bfloat16 else dtype
+    plain, summed = nn.BatchNorm2d(5, dtype=exact), SummedBatchNorm2d(5, workers=twins).to(exact)
+    found = []
+    for layer, pixels in ((plain, torch.cat([x, x])), (summed, x)):
+        pixels = pixels.clone().requires_grad_()
+        y = layer(pixels)
+        ((y.to(exact)) ** 3).sum().backward()
+        assert layer.running_mean.dtype == layer.weight.grad.dtype == exact
+        found.append((y[:2], pixels.grad[:2], layer.running_mean, layer.running_var))
+    tolerance = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 6e-2}[dtype]
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(2 * summed.weight.grad, plain.weight.grad, rtol=tolerance, atol=tolerance)
 
 
 def test_the_shared_layers_keep_names_and_answers() -> None:

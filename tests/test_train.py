@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,61 +18,30 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trained import SMALL, make, run_here, weights
 from typer.testing import CliRunner
 
-from raysegment.errors import InputError, LockedError, OutputExistsError, UsageError, WorkError
+from raysegment.errors import (
+    InputError,
+    LockedError,
+    NotBuiltError,
+    OutputExistsError,
+    UsageError,
+    WorkError,
+)
 from raysegment.model.file import load_model, load_spec
 from raysegment.training import class_index, keeper, loop
 from raysegment.training.fit import train
-from raysegment.training.loop import work
-from raysegment.training.parallel import Stopped, Workers
-from raysegment.training.prepare import job_of, prepare, request
+from raysegment.training.parallel import Stopped
+from raysegment.training.prepare import prepare, request
 from raysegment.training.result import TrainResult
 from raysegment.training.run import RunFolder, earlier_run
 from raysegment.training.settings import Settings
 
-_SMALL: dict[str, Any] = {
-    "epochs": 3, "steps_per_epoch": 4, "base_width": 4, "depth": 2, "tile": 32, "batch_size": 4, "lr": 1e-2,
-    "dropout": 0.2,
-}  # fmt: skip
-
-
-def _make(root: Path, count: int = 5, edge: int = 64, *, learnable: bool = True) -> Path:
-    """Noisy discs, and where they are."""
-    rng = np.random.default_rng(0)
-    yy, xx = np.mgrid[:edge, :edge]
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True)
-    for i in range(count):
-        mask = np.zeros((edge, edge), bool)
-        for _ in range(5):
-            y, x, r = rng.integers(0, edge), rng.integers(0, edge), rng.integers(6, 14)
-            mask |= (yy - y) ** 2 + (xx - x) ** 2 < r * r
-        image = np.clip(80 + 100 * mask * learnable + rng.normal(0, 15, mask.shape), 0, 255)
-        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{i}.png")
-        Image.fromarray((mask * 255).astype(np.uint8)).save(root / "masks" / f"{i}.png")
-    return root
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _make(tmp_path_factory.mktemp("data") / "discs")
-
-
-def _run(data: Path, out: Path, **options: Any) -> RunFolder:
-    """All of train() but Ray: one worker, in this process."""
-    run = RunFolder(out)
-    asked = request(Settings.of({**_SMALL, **options}), data, 0.2, None)
-    with run.locked():
-        record = earlier_run(run, asked.fingerprint, resume=False, overwrite=False) or prepare(asked)
-        record["workers"] = 1
-        run.write_record(record)
-        work(job_of(record, asked, run), Workers(), torch.device("cpu"), threads=1)
-    return run
-
-
-def _weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    return load_model(run.model).module.state_dict()
+    return make(tmp_path_factory.mktemp("data") / "discs")
 
 
 def _losses(run: RunFolder) -> list[float]:
@@ -94,34 +64,7 @@ def _kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
     monkeypatch.setattr(loop._Worker, "_step", mortal)
     monkeypatch.setattr(keeper, "_CHECKPOINT_EVERY_S", 0.0)
-
-
-@pytest.mark.parametrize("killed_at", [3, 4, 9])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
-) -> None:
-    whole = _run(data, tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        _kill_after(patched, killed_at)
-        with pytest.raises(_Killed):
-            _run(data, tmp_path / "broken")
-    torch.rand(7)  # the generator stands elsewhere in another process
-    resumed = _run(data, tmp_path / "broken")
-    first, second = (torch.load(r.state, weights_only=True)["learner"] for r in (whole, resumed))
-    for part in ("model", "ema"):
-        for name, value in first[part].items():
-            assert torch.equal(value, second[part][name]), f"{part} {name}"
-    for name, value in _weights(whole).items():
-        assert torch.equal(value, _weights(resumed)[name])
-    timeless = [
-        [
-            {k: v for k, v in json.loads(line).items() if k != "images_per_s"}
-            for line in r.metrics.read_text().splitlines()
-        ]
-        for r in (whole, resumed)
-    ]
-    assert timeless[0] == timeless[1]
-    assert [line["step"] for line in timeless[0]] == [4, 8, 12]
+    monkeypatch.setattr(keeper, "_CHECKPOINT_SHARE", 1.0)
 
 
 def test_a_balanced_run_resumes_bit_for_bit_from_one_index(
@@ -135,22 +78,22 @@ def test_a_balanced_run_resumes_bit_for_bit_from_one_index(
 
     monkeypatch.setattr(class_index, "build_index", counted)
     options = {"sampling": "balanced", "augment": "strong", "epochs": 1}
-    whole = _run(data, tmp_path / "whole", **options)
+    whole = run_here(data, tmp_path / "whole", **options)
     assert whole.class_index.is_file()
     with monkeypatch.context() as patched:
         _kill_after(patched, 2)
         with pytest.raises(_Killed):
-            _run(data, tmp_path / "broken", **options)
-    resumed = _run(data, tmp_path / "broken", **options)
+            run_here(data, tmp_path / "broken", **options)
+    resumed = run_here(data, tmp_path / "broken", **options)
     assert built == [2]  # one for each folder
-    for name, value in _weights(whole).items():
-        assert torch.equal(value, _weights(resumed)[name]), name
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
     assert _losses(whole) == _losses(resumed)
-    assert _losses(whole) != _losses(_run(data, tmp_path / "uniform", augment="strong", epochs=1))
+    assert _losses(whole) != _losses(run_here(data, tmp_path / "uniform", augment="strong", epochs=1))
 
 
 def test_a_run_learns_and_its_folder_tells_how(data: Path, tmp_path: Path) -> None:
-    run = _run(data, tmp_path / "run", epochs=4, steps_per_epoch=15)
+    run = run_here(data, tmp_path / "run", epochs=4, steps_per_epoch=15)
     record = run.read_record()
     assert record is not None
     result = TrainResult.of_record(run.model, record, already_done=False)
@@ -196,7 +139,7 @@ def test_a_run_learns_and_its_folder_tells_how(data: Path, tmp_path: Path) -> No
 )
 def test_every_kind_of_run_comes_to_its_end(data: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     quick = {"epochs": 1, "steps_per_epoch": 12, "dropout": 0.0, **options}
-    run = _run(data, tmp_path / "run", **quick)
+    run = run_here(data, tmp_path / "run", **quick)
     record = run.read_record()
     assert record is not None
     assert 0 < record["result"]["metrics"]["accuracy"] <= 1
@@ -205,11 +148,11 @@ def test_every_kind_of_run_comes_to_its_end(data: Path, tmp_path: Path, options:
 
 
 def test_a_constant_answer_is_a_failure_with_its_cause(tmp_path: Path) -> None:
-    data = _make(tmp_path / "noise", learnable=False)
+    data = make(tmp_path / "noise", learnable=False)
     with pytest.raises(
         Stopped, match=r"answers 'class 0' everywhere \(accuracy 0\.\d+.*12 steps only: raise --epochs"
     ) as stopped:
-        _run(data, tmp_path / "run", lr=1e-6)
+        run_here(data, tmp_path / "run", lr=1e-6)
     assert isinstance(stopped.value.error, WorkError)
     record = RunFolder(tmp_path / "run").read_record()
     assert record is not None
@@ -218,7 +161,7 @@ def test_a_constant_answer_is_a_failure_with_its_cause(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped, match=r"the loss is (nan|inf) at step \d+: lower --lr \(now 1e\+30\)"):
-        _run(data, tmp_path / "run", lr=1e30, norm="none", warmup=0)
+        run_here(data, tmp_path / "run", lr=1e30, norm="none", warmup=0)
 
 
 def test_a_mask_value_that_the_survey_missed_is_named(
@@ -226,7 +169,7 @@ def test_a_mask_value_that_the_survey_missed_is_named(
 ) -> None:
     monkeypatch.setattr("raysegment.training.survey._some", lambda raster, every: iter(()))
     with pytest.raises(InputError, match="single class"):
-        _run(data, tmp_path / "run")
+        run_here(data, tmp_path / "run")
 
 
 def test_out_is_protected(data: Path, tmp_path: Path) -> None:
@@ -258,7 +201,7 @@ def test_the_fingerprint_is_options_and_contents(data: Path, tmp_path: Path) -> 
     def of(folder: Path = data, val: str | float = 0.2, **options: Any) -> str:
         return request(Settings.of(options), folder, val, None).fingerprint
 
-    twin = _make(tmp_path / "twin")
+    twin = make(tmp_path / "twin")
     assert of() == of() == of(twin)
     changed = np.array(Image.open(twin / "masks" / "0.png"))
     changed[0, 0] ^= 255
@@ -275,7 +218,11 @@ def test_the_fingerprint_is_options_and_contents(data: Path, tmp_path: Path) -> 
         (["{data}", "--tile", "250"], "--tile 250 does not fit"),
         (["{data}", "--loss", "dise"], "unknown term 'dise'; the nearest is 'dice'"),
         (["{data}", "--workers", "9"], "--workers 9 is more than --batch-size 8"),
-        (["{data}", "--workers", "two"], "give auto or a number"),
+        (["{data}", "--workers", "two"], "give auto, a number of 1 or more, or MIN:MAX"),
+        (["{data}", "--early-stop", "0"], "--early-stop 0"),
+        (["{data}", "--accumulate", "9"], "--accumulate 9 is more than --batch-size 8"),
+        (["{data}", "--keep", "0"], "--keep 0"),
+        (["{data}", "--clip-grad", "-1"], "--clip-grad -1.0"),
         (["{data}", "--class-weights", "1,2,3"], "has 3 numbers, the data 2 classes"),
         (["{data}", "--schedule", "cosin"], "cosin"),
         (["{data}", "--resume"], "--resume: .* holds no run"),
@@ -296,13 +243,27 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("out", ["s3://bucket/run", "gs://bucket/run"])
+def test_storage_that_is_no_file_system_is_refused_for_now(data: Path, out: str) -> None:
+    with pytest.raises(NotBuiltError, match=rf"--out {out}: .*not yet to {out[:2]}://: name a folder"):
+        train(data, out=out)
+
+
+def test_out_may_be_a_file_url(data: Path, tmp_path: Path) -> None:
+    run = run_here(data, tmp_path / "a run", epochs=1, steps_per_epoch=30)
+    options = {**SMALL, "epochs": 1, "steps_per_epoch": 30}
+    found = train(data, out=run.root.as_uri(), workers=1, **options)
+    assert found.already_done
+    assert found.model == run.model
+
+
 def test_config_toml_gives_the_run_again(data: Path, tmp_path: Path) -> None:
     import tomllib
 
     from raysegment.cli.app import app
     from raysegment.training.run import to_toml
 
-    record = prepare(request(Settings.of(_SMALL), data, 0.2, None))
+    record = prepare(request(Settings.of(SMALL), data, 0.2, None))
     config = tmp_path / "config.toml"
     config.write_text(to_toml({"val": "0.2", **record["settings"]}))
     shown = CliRunner().invoke(
@@ -317,8 +278,8 @@ def test_config_toml_gives_the_run_again(data: Path, tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_through_ray_train_two_workers_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    options = {**_SMALL, "steps_per_epoch": 8, "dropout": 0.0}
-    alone = _run(data, tmp_path / "alone", **options)
+    options = {**SMALL, "steps_per_epoch": 8, "dropout": 0.0}
+    alone = run_here(data, tmp_path / "alone", **options)
     result = train(data, out=tmp_path / "run", workers=2, **options)
     assert (result.workers, result.steps, result.epochs) == (2, 24, 3)
     # float32 rounds, and Adam makes much of it where a gradient is all rounding; test_parallel.py is exact
@@ -355,7 +316,7 @@ def test_what_one_worker_cannot_read_stops_all_with_its_words(
 
     monkeypatch.setattr("raysegment.training.fit.prepare", overlook)
     with pytest.raises(InputError, match=r"2\.png, .*value 77 belong to no class"):
-        train(folder, out=tmp_path / "run", workers=2, **{**_SMALL, "batch_size": 2, "steps_per_epoch": 30})
+        train(folder, out=tmp_path / "run", workers=2, **{**SMALL, "batch_size": 2, "steps_per_epoch": 30})
 
 
 @pytest.mark.ray
@@ -363,7 +324,7 @@ def test_what_one_worker_cannot_read_stops_all_with_its_words(
 @pytest.mark.chaos
 def test_a_workers_death_does_not_show(data: Path, tmp_path: Path) -> None:
     """SIGKILL to one of two workers in the middle: Ray Train starts them again, from the last checkpoint."""
-    options = {**_SMALL, "epochs": 6, "steps_per_epoch": 20}
+    options = {**SMALL, "epochs": 6, "steps_per_epoch": 20}
     whole = train(data, out=tmp_path / "whole", workers=2, **options)
     script = (
         "import sys, json\n"
@@ -384,8 +345,8 @@ def test_a_workers_death_does_not_show(data: Path, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert len(list((tmp_path / "killed" / "events").iterdir())) == 2  # one file per start: it did die
     assert json.loads(answer)["metrics"] == whole.to_json()["metrics"]
-    for name, value in _weights(RunFolder(tmp_path / "whole")).items():
-        assert torch.equal(value, _weights(RunFolder(tmp_path / "killed"))[name]), name
+    for name, value in weights(RunFolder(tmp_path / "whole")).items():
+        assert torch.equal(value, weights(RunFolder(tmp_path / "killed"))[name]), name
 
 
 def _train_worker_of(driver: int) -> int:
@@ -396,6 +357,40 @@ def _train_worker_of(driver: int) -> int:
         if "RayTrainWorker" in " ".join(child.cmdline()):
             return child.pid
     raise AssertionError("no Ray Train worker is running")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("workers", "count", "action", "left"), [("2", 3, "kill", 2), ("1:2", 2, "kill", 1), ("2", 3, "drain", 2)]
+)
+def test_a_nodes_death_does_not_show(
+    data: Path, tmp_path: Path, workers: str, count: int, action: str, left: int
+) -> None:
+    """Of three nodes two train; when one is gone the third takes its place, or an elastic team goes on without."""
+    options = {**SMALL, "epochs": 8, "steps_per_epoch": 20 if action == "kill" else 200}
+    with tempfile.TemporaryDirectory(
+        prefix="rs", dir="/tmp"
+    ) as home:  # short: a socket's path ends at 107 bytes
+        (Path(home) / "ray").mkdir()
+        run = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("nodes.py")), str(data), str(tmp_path / "run"), workers,
+             str(count), action, json.dumps(options)],
+            capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, "RAY_TMPDIR": home, "RAY_health_check_period_ms": "1000"},
+        )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    said = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    disturbed, result = said[0]["disturbed"], said[1]
+    assert result["ended"] - disturbed < 120
+    assert (result["workers"], result["epochs"]) == (left, 8)
+    assert result["steps"] == options["epochs"] * options["steps_per_epoch"]
+    assert len(list((tmp_path / "run" / "events").iterdir())) == 2  # one file per start: it was started again
+    alone = run_here(data, tmp_path / "alone", **options)
+    ours, theirs = (_losses(r) for r in (alone, RunFolder(tmp_path / "run")))
+    assert theirs[:2] == pytest.approx(ours[:2], rel=1e-2)  # as above, not later: float32 rounds
+    assert result["metrics"]["mean_iou"] > 0.9
 
 
 def test_usage_errors_come_before_the_data_is_looked_at(tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ import tifffile
 from PIL import Image
 
 from raysegment.classes import ClassMap
-from raysegment.errors import UsageError
+from raysegment.errors import InputError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.model.spec import default_classes
-from raysegment.raster import open_raster
 from raysegment.training import windows
 from raysegment.training.dataset import find_scenes
 from raysegment.training.prepare import prepare, request
@@ -78,12 +77,17 @@ def test_images_of_two_pixel_sizes_become_one_grid(
 
 
 def test_a_run_at_an_asked_pixel_size_teaches_the_model_that_size(data: Path) -> None:
+    twin = data / "images" / "same.tif"
+    _slide(
+        data, "same", 0.5, 255 - tifffile.imread(twin), np.asarray(Image.open(data / "masks" / "same.png"))
+    )
     asked = request(Settings(pixel_size=0.5, tile=32, depth=2), data, 0.5, None)
     record = prepare(asked)
     assert record["spec"]["pixel_size"] == [0.5, 0.5, "um"]
     assert record["data"]["pixels"] == 40 * 60
-    coarse = open_raster(data / "images" / "same.tif")
-    pixels = coarse.read(Window(y=0, x=0, height=40, width=60))
+    pixels = (
+        at_pixel_size(find_scenes(data), 0.5)[0][0].image.open().read(Window(y=0, x=0, height=40, width=60))
+    )
     assert record["data"]["std"] == pytest.approx(
         [pixels.std()]
     )  # as the network sees it: averages vary less
@@ -91,6 +95,13 @@ def test_a_run_at_an_asked_pixel_size_teaches_the_model_that_size(data: Path) ->
     assert plain.pixel_size is None
     assert [s.size for s in plain.train + plain.val] == [Size(80, 120), Size(40, 60)]
     assert plain.fingerprint != asked.fingerprint
+
+
+def test_one_picture_at_two_pixel_sizes_is_one_picture(data: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"the same picture is in training and in validation: fine\.tif and same"
+    ):
+        prepare(request(Settings(pixel_size=0.5, tile=32, depth=2), data, 0.5, None))
 
 
 def test_what_no_pixel_size_fits_is_named(data: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def train(
             help="Folder with images/ and masks/, CSV/Parquet/JSONL manifest, Zarr, or TFRecords."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the model and all that the run writes.")],
+    out: Annotated[str, typer.Option(help="Folder for the model and all that the run writes.")],
     val: Annotated[
         str,
         typer.Option(
@@ -112,6 +112,10 @@ def train(
     warmup: Annotated[
         int | None, typer.Option(help="Steps over which the learning rate rises. Default: 5 % of all.")
     ] = None,
+    clip_grad: Annotated[float, typer.Option(help="Longest gradient (2-norm); 0: any length.")] = 1.0,
+    accumulate: Annotated[
+        int, typer.Option(help="Parts in which a batch goes through the network, to save memory.")
+    ] = 1,
     loss: Annotated[
         str,
         typer.Option(metavar="EXPR", help="Sum of ce, bce, focal(), dice, tversky(), lovasz with weights."),
@@ -161,13 +165,21 @@ def train(
             help="Validation score that the best model has; thresholds are chosen for it.",
         ),
     ] = "mean_iou",
+    early_stop: Annotated[
+        int | None, typer.Option(metavar="N", help="End after N epochs without a better --metric.")
+    ] = None,
+    keep: Annotated[int, typer.Option(help="Checkpoints to keep, of the ends of the last epochs.")] = 1,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     workers: Annotated[
-        str, typer.Option(metavar="auto|N", help="Workers that share each batch; the result is the same.")
+        str,
+        typer.Option(metavar="auto|N|MIN:MAX", help="Workers that share each batch; the result is the same."),
     ] = "auto",
     mlflow: Annotated[
         str | None,
         typer.Option(metavar="URI", help="Log to this MLflow server too. Default: $MLFLOW_TRACKING_URI."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        int | None, typer.Option(metavar="0|1", help="Default: 1 where every worker finds one.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or fail.")] = False,
     overwrite: Annotated[
@@ -191,6 +203,8 @@ def train(
         lr=lr,
         schedule=schedule.value,
         warmup=warmup,
+        clip_grad=clip_grad,
+        accumulate=accumulate,
         loss=loss,
         class_weights=class_weights,
         augment=augment.value,
@@ -207,8 +221,11 @@ def train(
         precision=precision.value,
         ema=ema,
         metric=metric,
+        early_stop=early_stop,
+        keep=keep,
         seed=seed,
-        workers=_auto_or_number(workers),
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
         mlflow=mlflow,
         resume=resume,
         overwrite=overwrite,

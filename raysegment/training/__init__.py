@@ -7,6 +7,7 @@ mean, what the pixels are like), fingerprint.py and settings.py (what follows fr
 (samples by index), balance.py and class_index.py (rarer classes more often), augment.py, losses/, parallel.py (many
 workers, one batch), learner.py (one step), validate.py (stitched.py, metric.py, thresholds.py). prepare.py and run.py:
 what is resolved once, and where it is kept. report.py and exhibits.py: what people look at.
+team.py and launch.py: who trains, and the loop on Ray Train's workers.
 """
 
 from __future__ import annotations

@@ -1,36 +1,26 @@
-"""train(): a run from the folder of data to the folder of results, on Ray Train's workers.
-
-Ray Train starts the workers and starts them again when one dies; what they do is in `loop.py`, and where
-they stand is in RUN/last, which every start goes on from. Nothing else of Ray's state is kept.
-"""
+"""train(): a run from the folder of data to the folder of results, on Ray Train's workers."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
-import sys
-import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from raysegment import console, errors
-from raysegment.errors import RaysegmentError, UsageError, WorkError
-from raysegment.hardware import available_cores
-from raysegment.training.loop import Job, work
-from raysegment.training.parallel import Stopped, Workers
+from raysegment import console
+from raysegment.errors import NotBuiltError, RaysegmentError, WorkError
+from raysegment.training.launch import launch
+from raysegment.training.loop import Job
 from raysegment.training.prepare import coding_text, job_of, prepare, request
-from raysegment.training.progress import follow
 from raysegment.training.report import write_report
 from raysegment.training.resolution import Resampled
 from raysegment.training.result import TrainResult
-from raysegment.training.run import RunFolder, earlier_run, to_toml, write_json
-from raysegment.training.settings import Settings
+from raysegment.training.run import RunFolder, earlier_run, to_toml
+from raysegment.training.settings import Resolved, Settings
+from raysegment.training.team import Team, assemble
 from raysegment.training.tracking import tracked, tracking_uri
-
-#: Deaths of a worker that one run survives.
-_MAX_FAILURES = 3
 
 
 def train(
@@ -48,6 +38,8 @@ def train(
     lr: float = 3e-3,
     schedule: Literal["constant", "cosine", "poly"] = "cosine",
     warmup: int | None = None,
+    clip_grad: float = 1.0,
+    accumulate: int = 1,
     loss: str = "ce+dice",
     class_weights: str = "none",
     augment: Literal["none", "light", "strong"] = "light",
@@ -64,8 +56,11 @@ def train(
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     ema: bool = True,
     metric: str = "mean_iou",
+    early_stop: int | None = None,
+    keep: int = 1,
     seed: int = 0,
     workers: int | str = "auto",
+    gpus_per_worker: int | None = None,
     mlflow: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -98,12 +93,13 @@ def train(
             "deep_supervision": deep_supervision,
             "base_width": base_width, "depth": depth, "norm": norm, "padding": padding,
             "dropout": dropout, "precision": precision, "ema": ema, "metric": metric, "seed": seed,
+            "clip_grad": clip_grad, "accumulate": accumulate, "early_stop": early_stop, "keep": keep,
         }
     )  # fmt: skip
-    count, gpus = _workers(workers, settings.batch_size)
+    run = RunFolder(_folder(out))
+    assemble(workers, gpus_per_worker, settings)
     uri = tracking_uri(mlflow)
     asked = request(settings, Path(data), val if isinstance(val, float) else os.fspath(val), _path(classes))
-    run = RunFolder(Path(out).absolute())
     earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
     with run.locked():
         # asked again: another process may have come first
@@ -112,20 +108,25 @@ def train(
             return TrainResult.of_record(run.model, record, already_done=True)
         is_new = record is None
         record = prepare(asked) if record is None else record
-        count, gpus = _workers(workers, record["settings"]["batch_size"])
+        team = assemble(workers, gpus_per_worker, Resolved.model_validate(record["settings"]))
         if is_new:
             run.clear()
-        record["workers"] = count
+        record["workers"] = team.most
         run.write_record(record)
         run.config.write_text(to_toml({"val": str(val), **record["settings"]}), encoding="utf-8")
         console.say(f"masks: {coding_text(record)}")
         console.say(record["auto"])
         job = job_of(record, asked, run)
-        console.say(_outline(job, count, resumed=run.state.exists()))
+        if settings.accumulate > 1 and settings.norm == "batch":
+            console.warn(
+                f"--accumulate {accumulate}: BatchNorm sees a part of the batch at a time; "
+                "with --norm group nothing tells the parts from the whole"
+            )
+        console.say(_outline(job, team, resumed=run.state.exists()))
         write_report(run)
         with tracked(run, uri):
             try:
-                _fit(job, count, gpus)
+                launch(job, team)
             except RaysegmentError as e:
                 with contextlib.suppress(RaysegmentError):  # a full disk is said once, by what it ended
                     write_report(run, failure=str(e))
@@ -134,6 +135,10 @@ def train(
         if "result" not in record:
             raise WorkError(f"the workers ended without a result in {run.record}: run the same command again")
         result = TrainResult.of_record(run.model, record, already_done=False)
+        if result.epochs < job.settings.epochs:
+            console.say(
+                f"ended after epoch {result.epochs}: no better {job.settings.metric} in {early_stop} epochs"
+            )
         if result.metrics.accuracy <= result.metrics.constant_accuracy:
             console.warn(
                 "the model is no better than a constant answer: train longer, or look at the validation images"
@@ -141,134 +146,7 @@ def train(
         return result
 
 
-def _fit(job: Job, workers: int, gpus: bool) -> None:
-    """Run the job on Ray Train's workers and show how far it is. Raises what stopped it."""
-    from raysegment.runtime import cluster
-
-    run = job.run
-    borrowed = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    run.failure.unlink(missing_ok=True)
-    shutil.rmtree(run.ray, ignore_errors=True)  # Ray Train would resume from its own files there
-    threads = 1 if gpus else max(1, available_cores() // workers)
-    with cluster(workers * threads, dashboard=console.is_verbose()):
-        _check_room(workers, threads, gpus)
-        training = _Training(job, workers, threads, gpus)
-        training.start()
-        try:
-            follow(training, job)
-        except BaseException:
-            if borrowed:  # the workers would go on in a Ray that outlives this call
-                write_json(run.failure, {"type": "WorkError", "text": "stopped"})
-                training.join()
-            raise
-    shutil.rmtree(run.ray, ignore_errors=True)
-    _raise_failure(run, training.error)
-
-
-class _Training(threading.Thread):
-    """Ray Train's fit(), aside: so the main thread can show progress, and keeps Ctrl-C to itself."""
-
-    def __init__(self, job: Job, workers: int, threads: int, gpus: bool) -> None:
-        super().__init__(name="ray-train", daemon=True)
-        self.job, self.workers, self.threads, self.gpus = job, workers, threads, gpus
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        resources = {"CPU": 1.0, "GPU": 1.0} if self.gpus else {"CPU": float(self.threads)}
-        trainer = TorchTrainer(
-            ray_worker,
-            train_loop_config={"job": self.job, "threads": self.threads},
-            torch_config=TorchConfig(backend="nccl" if self.gpus else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=self.workers, use_gpu=self.gpus, resources_per_worker=resources
-            ),
-            run_config=RunConfig(
-                name="run",
-                storage_path=str(self.job.run.ray),
-                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as e:  # handed to the main thread, which says it
-            self.error = e
-
-
-def ray_worker(config: dict[str, Any]) -> None:
-    """What Ray Train calls on every worker.
-
-    A failure with a name is written down and ends all workers in good order: it must not look like a death,
-    which Ray Train would answer with another attempt.
-    """
-    import torch
-
-    job: Job = config["job"]
-    if job.run.failure.exists():
-        return
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        from ray.train.torch import get_device
-
-        device = get_device()
-        torch.cuda.set_device(device)
-    try:
-        work(job, Workers(), device, config["threads"])
-    except Stopped as stopped:
-        if stopped.error is not None:
-            error = {"type": type(stopped.error).__name__, "text": str(stopped.error)}
-            write_json(job.run.failure, error)
-
-
-def _raise_failure(run: RunFolder, error: Exception | None) -> None:
-    if run.failure.exists():
-        failure = json.loads(run.failure.read_text(encoding="utf-8"))
-        kind = getattr(errors, failure["type"], WorkError)
-        raise kind(failure["text"])
-    if error is not None:
-        cause = str(error).strip().splitlines()
-        raise WorkError(
-            f"a worker failed {_MAX_FAILURES + 1} times, last with: {cause[-1] if cause else type(error).__name__}; "
-            "run the same command again to go on from the last checkpoint"
-        ) from error
-
-
-def _workers(wish: int | str, batch_size: int | None) -> tuple[int, bool]:
-    """(how many, whether each has a GPU). `batch_size` is None while it is open.
-
-    On a CPU one worker per core, each with one thread: on two free cores as fast as one worker with two
-    threads (1.2 s a step), and on busy ones, where OpenMP's barriers wait for a thread that has no core, 2.7
-    times as fast (3.0 against 8.0 s).
-    """
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wish == "auto":
-        return min(gpus or available_cores(), batch_size or sys.maxsize), gpus > 0
-    if not isinstance(wish, int) or wish < 1:
-        raise UsageError(f"--workers {wish}: give auto or a number of 1 or more")
-    if batch_size is not None and wish > batch_size:
-        raise UsageError(
-            f"--workers {wish} is more than --batch-size {batch_size}: every worker needs a sample"
-        )
-    return wish, gpus >= wish
-
-
-def _check_room(workers: int, threads: int, gpus: bool) -> None:
-    """Raise UsageError where Ray Train would wait for ever for more CPUs or GPUs than the cluster has."""
-    import ray
-
-    have = ray.cluster_resources()
-    for name, needed in (("CPU", workers * threads), ("GPU", workers if gpus else 0)):
-        if have.get(name, 0) < needed:
-            raise UsageError(
-                f"--workers {workers} needs {needed} {name}s, this Ray has {have.get(name, 0):g}: give fewer workers"
-            )
-
-
-def _outline(job: Job, workers: int, *, resumed: bool) -> str:
+def _outline(job: Job, team: Team, *, resumed: bool) -> str:
     """What is about to happen, in one line."""
     s = job.settings
     changed = sum(isinstance(scene.image, Resampled) for scene in (*job.train, *job.val))
@@ -278,9 +156,21 @@ def _outline(job: Job, workers: int, *, resumed: bool) -> str:
         f"{'go on to train' if resumed else 'train'} on {len(job.train)} images, validate on {len(job.val)} ({held})"
         f"{resampled}: "
         f"{s.epochs} × {s.steps_per_epoch} steps of {s.batch_size} windows of {s.tile} px, {s.precision}, "
-        f"workers: {workers}"
+        f"workers: {team}"
     )
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else Path(value)
+
+
+def _folder(out: str | os.PathLike[str]) -> Path:
+    """--out as an absolute path. Raises NotBuiltError for storage that is no file system."""
+    text = os.fspath(out)
+    scheme = urlsplit(text).scheme if "://" in text else "file"
+    if scheme != "file":
+        raise NotBuiltError(
+            f"--out {text}: training writes to a file system that all workers share, not yet to {scheme}://: "
+            "name a folder, or mount the storage"
+        )
+    return Path(url2pathname(urlsplit(text).path) if "://" in text else text).absolute()

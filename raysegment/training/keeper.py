@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -22,7 +20,7 @@ from raysegment.model.file import save_model
 from raysegment.report.pictures import side_by_side
 from raysegment.training.exhibits import Shown, draw
 from raysegment.training.report import write_report
-from raysegment.training.run import RunFolder, write_json
+from raysegment.training.run import RunFolder, replace, write_json
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -30,8 +28,12 @@ if TYPE_CHECKING:
     from raysegment.model.spec import ModelSpec
     from raysegment.training.validate import Validator
 
-_CHECKPOINT_EVERY_S = 60.0
+#: Work that a death may cost, unless writing a checkpoint would then take more than this share of the time.
+_CHECKPOINT_EVERY_S = 10.0
+_CHECKPOINT_SHARE = 0.01
 _PROGRESS_EVERY_S = 0.5
+#: How often all workers ask together whether a node is about to leave.
+_LOOK_EVERY_S = 5.0
 _SCALARS = ("loss", "lr", "images_per_s", "mean_iou", "mean_dice", "accuracy")
 
 
@@ -42,7 +44,10 @@ class Keeper:
         self.run, self.leads = run, leads
         self.trouble: RaysegmentError | None = None
         self._events: SummaryWriter | None = None
-        self._last_checkpoint = time.monotonic()
+        self.is_stopped = False
+        """Whether the driver wants the run to stop."""
+        self._last_checkpoint = self._last_look = time.monotonic()
+        self._checkpoint_s = 0.0
         self._last_progress = 0.0
 
     def opened(self, step: int) -> Self:
@@ -67,26 +72,45 @@ class Keeper:
             self._last_progress = now
             with self.noting():
                 write_json(self.run.progress, dict(said))
-                if self.run.failure.exists():
-                    raise WorkError("stopped by the process that started it")
+                self.is_stopped = self.run.stop.exists()
+
+    def look_is_due(self) -> bool:
+        """Whether the workers should look around together: the first one's clock decides for all."""
+        now = time.monotonic()
+        if not self.leads or now - self._last_look < _LOOK_EVERY_S:
+            return False
+        self._last_look = now
+        return True
 
     def checkpoint_is_due(self) -> bool:
-        return self.leads and time.monotonic() - self._last_checkpoint >= _CHECKPOINT_EVERY_S
+        rest_s = max(_CHECKPOINT_EVERY_S, self._checkpoint_s / _CHECKPOINT_SHARE)
+        return self.leads and (self.is_stopped or time.monotonic() - self._last_checkpoint >= rest_s)
 
-    def checkpoint(self, state: Mapping[str, Any]) -> None:
-        """All that an exact resume needs, in one atomic file; nothing once there is trouble."""
-        if self.leads and self.trouble is None:
-            self._last_checkpoint = time.monotonic()
-            buffer = io.BytesIO()
-            torch.save(dict(state), buffer)
-            with self.noting():
-                _replace(self.run.state, buffer.getbuffer())
+    def checkpoint(self, state: Mapping[str, Any], *, keep_as: str | None = None, keep: int = 1) -> None:
+        """All that an exact resume needs, in one atomic file; nothing once there is trouble.
+
+        `keep_as`: also under this name, where the `keep` newest stay when there is more than one to keep.
+        """
+        if not self.leads or self.trouble is not None:
+            return
+        started = time.monotonic()
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        with self.noting():
+            replace(self.run.state, buffer.getbuffer())
+            if keep_as is not None and keep > 1:
+                self.run.checkpoints.mkdir(exist_ok=True)
+                replace(self.run.checkpoints / keep_as, buffer.getbuffer())
+                for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-keep]:
+                    old.unlink()
+        self._last_checkpoint = time.monotonic()
+        self._checkpoint_s = self._last_checkpoint - started
 
     def epoch(self, record: Mapping[str, Any], history: list[str]) -> None:
         """Scores of an epoch: for TensorBoard, with all before it as metrics.jsonl, and in the report."""
         if self.leads:
             with self.noting():
-                _replace(self.run.metrics, "\n".join([*history, ""]).encode())
+                replace(self.run.metrics, "\n".join([*history, ""]).encode())
                 write_report(self.run)
             if self._events is not None:
                 scalars = {name: record[name] for name in _SCALARS}
@@ -133,9 +157,3 @@ class Keeper:
 
 def json_line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False)
-
-
-def _replace(path: Path, data: bytes | memoryview) -> None:
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temp.write_bytes(data)
-    os.replace(temp, path)

@@ -15,7 +15,6 @@ from raysegment.training.settings import Resolved
 from raysegment.training.supervision import Supervised, supervised_loss
 
 _WEIGHT_DECAY = 1e-2
-_CLIP = 1.0
 _EMA_DECAY = 0.999
 
 
@@ -58,22 +57,63 @@ class Learner:
         `images` (n, c, e, e) normalised, `targets` (n, t, t) uint8, e = t + 2·margin. `step` from 0.
         """
         self.learned.train()
-        key_dropout(self.module, ((self.settings.seed, 2, i) for i in indices))
-        with self.autocast():
-            answer = self.learned(images)
-        if self.settings.deep_supervision:
-            loss = supervised_loss(self.loss, answer, targets, self.workers, self.weights)
-        else:
-            loss = self.loss(answer, targets, self.workers, self.weights)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.settings.accumulate == 1:
+            loss = self._loss(self._answers(images, indices), targets)
+            loss.backward()
+        else:
+            loss = self._accumulate(images, targets, indices)
         self.workers.sum_gradients(self.learned)
-        nn.utils.clip_grad_norm_(self.learned.parameters(), _CLIP)
+        if self.settings.clip_grad:
+            nn.utils.clip_grad_norm_(self.learned.parameters(), self.settings.clip_grad)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(step)
         self.optimizer.step()
         self._follow(step)
         return loss.detach()
+
+    def _accumulate(
+        self, images: torch.Tensor, targets: torch.Tensor, indices: Sequence[int]
+    ) -> torch.Tensor:
+        """The loss of the whole batch and its gradient, with the activations of one part at a time.
+
+        Dice needs the answers to the whole batch before any pixel has a gradient. So the parts go through the
+        network twice: first for their logits, which are small, then for the gradient that the loss has there.
+        """
+        parts = self._parts(indices)
+        stored = [buffer.clone() for buffer in self.learned.buffers()]
+        with torch.no_grad():
+            answers = [self._answers(images[part], [indices[i] for i in part]) for part in parts]
+        for buffer, before in zip(self.learned.buffers(), stored, strict=True):
+            buffer.copy_(before)  # the second time counts
+        logits = [torch.cat(level).requires_grad_() for level in zip(*answers, strict=True)]
+        loss = self._loss(logits, targets[[i for part in parts for i in part]])
+        sizes = [len(part) for part in parts]
+        wanted = zip(*(g.split(sizes) for g in torch.autograd.grad(loss, logits)), strict=True)
+        for part, gradients in zip(parts, wanted, strict=True):
+            torch.autograd.backward(self._answers(images[part], [indices[i] for i in part]), gradients)
+        return loss
+
+    def _parts(self, indices: Sequence[int]) -> list[list[int]]:
+        """This worker's places in each part. A part is the same samples however many workers share it, so that
+        BatchNorm, which knows a part alone, sees the same statistics."""
+        count, size = self.settings.accumulate, self.settings.batch_size
+        parts: list[list[int]] = [[] for _ in range(count)]
+        for place, index in enumerate(indices):
+            parts[index % size * count // size].append(place)
+        return parts
+
+    def _answers(self, images: torch.Tensor, indices: Sequence[int]) -> list[torch.Tensor]:
+        """Logits, with deep supervision those of every level, the finest first."""
+        key_dropout(self.module, ((self.settings.seed, 2, i) for i in indices))
+        with self.autocast():
+            answer = self.learned(images)
+        return answer if self.settings.deep_supervision else [answer]
+
+    def _loss(self, answers: Sequence[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        if self.settings.deep_supervision:
+            return supervised_loss(self.loss, answers, targets, self.workers, self.weights)
+        return self.loss(answers[0], targets, self.workers, self.weights)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")

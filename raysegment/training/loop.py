@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -69,24 +69,38 @@ class _Standing:
     train_s: float = 0.0
     wall_s: float = 0.0
     history: list[str] = field(default_factory=list)
-    """The lines of metrics.jsonl."""
+    """The lines of metrics.jsonl, one per epoch that is over."""
+
+    @property
+    def epochs(self) -> int:
+        return len(self.history)
 
 
-def work(job: Job, workers: Workers, device: torch.device, threads: int) -> None:
+def work(
+    job: Job,
+    workers: Workers,
+    device: torch.device,
+    threads: int,
+    is_leaving: Callable[[], bool] = lambda: False,
+) -> None:
     """Train from where RUN/last stands to the end, and write the outcome to RUN.
 
+    `is_leaving`: asked by all workers together now and then; whether a node is about to be taken away.
     Raises Stopped, on every worker, when one meets a loss that is no number, another checkpoint, pixels that
     cannot be read, a full disk, or a network that ends up answering one class everywhere.
     """
     torch.set_num_threads(threads)
-    _Worker(job, workers, device).run()
+    _Worker(job, workers, device, is_leaving).run()
 
 
 class _Worker:
     """One worker's state and its collaborators."""
 
-    def __init__(self, job: Job, workers: Workers, device: torch.device) -> None:
+    def __init__(
+        self, job: Job, workers: Workers, device: torch.device, is_leaving: Callable[[], bool]
+    ) -> None:
         s = job.settings
+        self.is_leaving = is_leaving
         self.job, self.workers, self.device, self.settings = job, workers, device, s
         assert job.spec.architecture is not None
         self.learner = Learner(s, job.spec.architecture, job.prior, job.weights, workers, device)
@@ -113,14 +127,19 @@ class _Worker:
     def run(self) -> None:
         self._resume()
         with self.keeper.opened(self.standing.step):
-            while self.standing.step < self.settings.total_steps:
+            while not self._is_over():
                 self._epoch()
             self._finish()
+
+    def _is_over(self) -> bool:
+        s, at = self.settings, self.standing
+        waited = s.early_stop is not None and at.epochs - at.best_epoch >= s.early_stop
+        return waited or at.epochs >= s.epochs
 
     def _epoch(self) -> None:
         """From wherever in an epoch the run stands to the end of that epoch."""
         s, at = self.settings, self.standing
-        epoch = at.step // s.steps_per_epoch
+        epoch = at.epochs  # at its last step it is not over: it may have been stopped before it was scored
         steps = range(at.step, (epoch + 1) * s.steps_per_epoch)
         shares = [[i * s.batch_size + j for j in self.workers.share(s.batch_size)] for i in steps]
         around = s.margin + context(s.augment, s.input_edge)
@@ -139,7 +158,8 @@ class _Worker:
         batch = None
         with self.keeper.noting():
             batch = next(ahead, None)
-        self.workers.agree(self.keeper.trouble)
+        if self.workers.agree(self.keeper.trouble, wish=self.keeper.look_is_due()) and self.is_leaving():
+            self._checkpoint()
         return batch
 
     def _step(self, batch: Batch) -> float:
@@ -183,7 +203,7 @@ class _Worker:
             self.keeper.model(self.learner.best, self._spec())
         self._show(self.learner.best, _VIEWS_SHOWN)
         self.keeper.epoch(record, at.history)
-        self._checkpoint()
+        self._checkpoint(keep_as=f"step-{at.step:08}.pt")
 
     def _finish(self) -> None:
         """Thresholds and final scores of the best model, over whole scenes."""
@@ -198,7 +218,9 @@ class _Worker:
         self._pass_time()
         self.keeper.result(
             {
+                "epochs": at.epochs,
                 "steps": at.step,
+                "workers": self.workers.size,
                 "best": {"epoch": at.best_epoch, self.settings.metric: at.best},
                 "thresholds": thresholds,
                 "validation": self.validator.rules(thresholds),
@@ -230,10 +252,13 @@ class _Worker:
         self.keeper.progress({"step": at.step, "epoch": epoch + 1, "loss": at.loss_sum / done, "best": best})
         if self.keeper.checkpoint_is_due():
             self._checkpoint()
+        if self.keeper.is_stopped:
+            self.keeper.trouble = self.keeper.trouble or WorkError("stopped by the process that started it")
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, keep_as: str | None = None) -> None:
         self._pass_time()
-        self.keeper.checkpoint({"standing": vars(self.standing), "learner": self.learner.state()})
+        state = {"standing": vars(self.standing), "learner": self.learner.state()}
+        self.keeper.checkpoint(state, keep_as=keep_as, keep=self.settings.keep)
 
     def _resume(self) -> None:
         """Go back to RUN/last. Every random draw is a function of the seed and the sample's index, so the

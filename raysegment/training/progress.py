@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +13,48 @@ from raysegment import console
 from raysegment.training.loop import Job
 
 _POLL_S = 0.5
+_LACK_EVERY_S = 10.0
 
 
-def follow(training: threading.Thread, job: Job) -> None:
-    """Show progress until `training` ends."""
+def follow(ended: threading.Event, job: Job, lack: Callable[[], str | None]) -> None:
+    """Show progress until the training has `ended`, and what it waits for, by `lack`."""
     s, path = job.settings, job.run.progress
     path.unlink(missing_ok=True)
+    waits = _Waits(lack)
     said: dict[str, Any] | None = None
-    while training.is_alive() and said is None:
-        training.join(_POLL_S)
+    while said is None and not ended.wait(_POLL_S):
+        waits.say()
         said = _read(path)
     if said is None:
         return
     start = shown = said["step"]
     with console.progress("train", (s.total_steps - start) * s.batch_size, "images") as bar:
-        while training.is_alive():
-            training.join(_POLL_S)
+        while not ended.wait(_POLL_S):
+            waits.say()
             said = _read(path) or said
             best = f"  best {s.metric} {said['best']:.4f}" if said["best"] is not None else ""
             note = f"epoch {said['epoch']}/{s.epochs}  loss {said['loss']:.4f}{best}"
             if said["step"] > shown:  # after a worker's death it falls back to the last checkpoint
                 bar.advance((said["step"] - shown) * s.batch_size, note)
                 shown = said["step"]
+
+
+class _Waits:
+    """Says what is waited for: once, until it changes."""
+
+    def __init__(self, lack: Callable[[], str | None]) -> None:
+        self._lack = lack
+        self._said: str | None = None
+        self._last = time.monotonic()
+
+    def say(self) -> None:
+        if time.monotonic() - self._last < _LACK_EVERY_S:
+            return
+        self._last = time.monotonic()
+        lack = self._lack()
+        if lack is not None and lack != self._said:
+            console.warn(lack)
+        self._said = lack
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -36,13 +36,13 @@ class TrainResult:
         thresholds = result["thresholds"]
         return cls(
             model=model,
-            epochs=record["settings"]["epochs"],
+            epochs=result.get("epochs", record["settings"]["epochs"]),
             steps=result["steps"],
             best=result["best"],
             metrics=Scores.from_json(result["metrics"]),
             thresholds=None if thresholds is None else tuple(thresholds),
             images_per_s=result["images_per_s"],
-            workers=record["workers"],
+            workers=result.get("workers", record["workers"]),
             wall_s=result["wall_s"],
             validation=result.get("validation", {}),
             already_done=already_done,

@@ -7,6 +7,7 @@ RUN/events/             the same for TensorBoard
 RUN/config.toml         the resolved options; `raysegment train --config` takes it
 RUN/run.json            fingerprint, data, versions, hardware and, once finished, the result
 RUN/last/state.pt       all that an exact resume needs
+RUN/checkpoints/        with --keep: the same of the ends of the last epochs, step-00000120.pt
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ class RunFolder:
         return self.root / "last" / "state.pt"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
     def progress(self) -> Path:
         """Where the first worker says how far it is."""
         return self.root / "last" / "progress.json"
@@ -85,6 +90,11 @@ class RunFolder:
     def class_index(self) -> Path:
         """Where the rarer classes are in the training masks. Of these alone, so another run here may use it."""
         return self.root / "last" / "class_index.safetensors"
+
+    @property
+    def stop(self) -> Path:
+        """Where the driver says that it was interrupted: the workers write a checkpoint and end."""
+        return self.root / "last" / "stop"
 
     @property
     def ray(self) -> Path:
@@ -110,9 +120,9 @@ class RunFolder:
         """Remove what a run writes, and nothing else."""
         for path in (self.model, self.report, self.metrics, self.config, self.record):
             path.unlink(missing_ok=True)
-        for path in (self.state, self.progress, self.failure, self.exhibits, self.tracking):
+        for path in (self.state, self.progress, self.failure, self.stop, self.exhibits, self.tracking):
             path.unlink(missing_ok=True)
-        for folder in (self.events, self.ray):
+        for folder in (self.events, self.ray, self.checkpoints):
             if folder.is_dir():
                 shutil.rmtree(folder)
 
@@ -156,13 +166,23 @@ def earlier_run(run: RunFolder, fingerprint: str, *, resume: bool, overwrite: bo
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """By temp file and rename, so that a reader never sees half of it. Raises WorkError."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """As :func:`replace` does. Raises WorkError."""
     try:
-        temp.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
-        os.replace(temp, path)
+        replace(path, json.dumps(data, ensure_ascii=False, indent=1).encode())
     except OSError as e:
         raise WorkError(f"cannot write {path}: {e.strerror}") from e
+
+
+def replace(path: Path, data: bytes | memoryview) -> None:
+    """Write a file by temp file and rename, so that a reader never sees half of it. Raises OSError; the old file
+    stays then."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temp.write_bytes(data)
+        os.replace(temp, path)
+    except OSError:
+        temp.unlink(missing_ok=True)
+        raise
 
 
 def to_toml(values: dict[str, Any]) -> str:

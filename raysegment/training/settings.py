@@ -42,6 +42,10 @@ class Settings(BaseModel):
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
     warmup: int | None = Field(default=None, ge=0)
     """Steps over which the learning rate rises from 0."""
+    clip_grad: float = Field(default=1.0, ge=0, lt=math.inf)
+    """Longest gradient (2-norm over all parameters); 0: as long as it is."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts of a batch that go through the network one after the other."""
     loss: str = "ce+dice"
     class_weights: str = "none"
     """none, balanced, or one number per class: "1,2,0.5"."""
@@ -62,6 +66,10 @@ class Settings(BaseModel):
     ema: bool = True
     metric: str = "mean_iou"
     """See metric.py."""
+    early_stop: int | None = Field(default=None, ge=1)
+    """Epochs without a better metric after which the run ends."""
+    keep: int = Field(default=1, ge=1)
+    """Checkpoints that are kept, each of the end of an epoch; RUN/last is there in any case."""
     seed: int = Field(default=0, ge=0)
 
     @field_validator("batch_size", "depth", mode="before")

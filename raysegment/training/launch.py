@@ -1,0 +1,162 @@
+"""The loop on Ray Train's workers: started, started again when one dies, followed, stopped.
+
+What the workers do is in `loop.py`, and where they stand is in RUN/last, which every start goes on from. Nothing
+else of Ray's state is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+from typing import Any
+
+import torch
+
+from raysegment import console, errors
+from raysegment.errors import WorkError
+from raysegment.runtime import cluster
+from raysegment.training.loop import Job, work
+from raysegment.training.parallel import Stopped, Workers
+from raysegment.training.progress import follow
+from raysegment.training.run import RunFolder, write_json
+from raysegment.training.team import Team, cluster_nodes, say_if_busy
+
+#: Deaths that a run survives without a new checkpoint in between; with one, any number.
+_MAX_FAILURES = 3
+#: How long an elastic team waits for as many workers as Ray last counted, before Ray counts again.
+_ELASTIC_START_S = 10
+#: How long an interrupted run may take to write its checkpoint.
+_STOP_S = 20.0
+
+
+def launch(job: Job, team: Team) -> None:
+    """Run the job on Ray Train's workers and show how far it is. Raises what stopped it."""
+    run = job.run
+    borrowed = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    for old in (run.failure, run.stop):
+        old.unlink(missing_ok=True)
+    with cluster(team.most * team.threads, dashboard=console.is_verbose()):
+        say_if_busy(team)
+        training = _Training(job, team)
+        training.start()
+        try:
+            follow(training.ended, job, training.lack)
+        except BaseException:
+            run.stop.touch()
+            if borrowed:  # the workers would go on in a Ray that outlives this call
+                training.ended.wait()
+            elif run.progress.exists():
+                training.ended.wait(_STOP_S)
+            raise
+        finally:
+            run.stop.unlink(missing_ok=True)
+    shutil.rmtree(run.ray, ignore_errors=True)
+    _raise_failure(run, training.error)
+
+
+class _Training(threading.Thread):
+    """Ray Train's fit(), aside: so the main thread can show progress, and keeps Ctrl-C to itself."""
+
+    def __init__(self, job: Job, team: Team) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self.job, self.team = job, team
+        self.error: Exception | None = None
+        self.ended = threading.Event()
+        """Not is_alive(): a signal during join() makes Python 3.11 believe that the thread has ended."""
+
+    def run(self) -> None:
+        try:
+            while True:
+                stood = self._checkpointed()
+                self.error = self._fit()
+                if self.error is None or self._checkpointed() == stood:
+                    return
+        except Exception as e:  # handed to the main thread, which says it
+            self.error = e
+        finally:
+            self.ended.set()
+
+    def lack(self) -> str | None:
+        """What Ray Train waits for, None when there is room."""
+        room = self.team.room(cluster_nodes())
+        if room >= self.team.least:
+            return None
+        return f"{room} of {self.team.least} workers find room in this Ray now: waiting for a node"
+
+    def _fit(self) -> Exception | None:
+        """Train until the end, or until too many workers have died: then, with what."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        shutil.rmtree(self.job.run.ray, ignore_errors=True)  # Ray Train would resume from its own files there
+        team = self.team
+        if team.least < team.most:  # for a minute by default: that long a dead node counts
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ELASTIC_START_S))
+        count: Any = team.most if team.least == team.most else (team.least, team.most)  # two numbers: elastic
+        trainer = TorchTrainer(
+            ray_worker,
+            train_loop_config={"job": self.job, "team": team},
+            torch_config=TorchConfig(backend="nccl" if team.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=count,
+                use_gpu=team.gpus > 0,
+                resources_per_worker=team.resources,
+            ),
+            run_config=RunConfig(
+                name="run",
+                storage_path=str(self.job.run.ray),
+                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as e:
+            return e
+        return None
+
+    def _checkpointed(self) -> int:
+        """When the last checkpoint was written; 0 before the first."""
+        state = self.job.run.state
+        return state.stat().st_mtime_ns if state.exists() else 0
+
+
+def ray_worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls on every worker.
+
+    A failure with a name is written down and ends all workers in good order: it must not look like a death,
+    which Ray Train would answer with another attempt.
+    """
+    from ray.train import get_preemption_info
+
+    job: Job = config["job"]
+    team: Team = config["team"]
+    if job.run.failure.exists():
+        return
+    device = torch.device("cpu")
+    if team.gpus:
+        from ray.train.torch import get_device
+
+        device = get_device()
+        torch.cuda.set_device(device)
+    try:
+        work(job, Workers(), device, team.threads, lambda: get_preemption_info() is not None)
+    except Stopped as stopped:
+        if stopped.error is not None:
+            error = {"type": type(stopped.error).__name__, "text": str(stopped.error)}
+            write_json(job.run.failure, error)
+
+
+def _raise_failure(run: RunFolder, error: Exception | None) -> None:
+    if run.failure.exists():
+        failure = json.loads(run.failure.read_text(encoding="utf-8"))
+        kind = getattr(errors, failure["type"], WorkError)
+        raise kind(failure["text"])
+    if error is not None:
+        cause = str(error).strip().splitlines()
+        raise WorkError(
+            f"a worker failed {_MAX_FAILURES + 1} times, last with: {cause[-1] if cause else type(error).__name__}; "
+            "run the same command again to go on from the last checkpoint"
+        ) from error

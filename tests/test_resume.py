@@ -1,0 +1,235 @@
+"""Where a run stands: killed, stopped, out of disk, it goes on with its next step; what it keeps; when it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trained
+from trained import make, run_here, weights
+
+from raysegment.training import keeper, loop
+from raysegment.training.parallel import Stopped
+from raysegment.training.run import RunFolder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("data") / "discs")
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """An undisturbed run."""
+    return run_here(data, tmp_path_factory.mktemp("whole") / "run")
+
+
+class _Killed(BaseException):
+    """Stands for whatever ends a process in the middle of a step."""
+
+
+def _kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Checkpoints at every step; the process dies in step `steps` + 1."""
+    taken, step = [0], loop._Worker._step
+
+    def mortal(self: Any, batch: Any) -> torch.Tensor:
+        if taken[0] == steps:
+            raise _Killed
+        taken[0] += 1
+        return step(self, batch)
+
+    monkeypatch.setattr(loop._Worker, "_step", mortal)
+    _checkpoint_always(monkeypatch)
+
+
+def _checkpoint_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "_CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(keeper, "_CHECKPOINT_SHARE", 1.0)
+
+
+@pytest.mark.parametrize("killed_at", [3, 4, 9])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    with monkeypatch.context() as patched:
+        _kill_after(patched, killed_at)
+        with pytest.raises(_Killed):
+            run_here(data, tmp_path / "broken")
+    torch.rand(7)  # the generator stands elsewhere in another process
+    resumed = run_here(data, tmp_path / "broken")
+    _assert_same(whole, resumed)
+    assert [line["step"] for line in _told(whole)] == [4, 8, 12]
+
+
+def _assert_same(first: RunFolder, second: RunFolder) -> None:
+    """The same weights to the bit, average and best model too, and the same scores of every epoch."""
+    states = [torch.load(run.state, weights_only=True)["learner"] for run in (first, second)]
+    for part in ("model", "ema"):
+        for name, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][name]), f"{part} {name}"
+    for name, value in weights(first).items():
+        assert torch.equal(value, weights(second)[name]), name
+    assert _told(first) == _told(second)
+
+
+def _told(run: RunFolder) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+
+
+@pytest.mark.parametrize("at", ["_end_epoch", "_finish"])
+def test_an_epoch_that_was_killed_before_its_scores_is_scored(
+    data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def die(*_: Any) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patched:
+        _checkpoint_always(patched)
+        patched.setattr(loop._Worker, at, die)
+        with pytest.raises(_Killed):
+            run_here(data, tmp_path / "broken")
+    assert _standing(RunFolder(tmp_path / "broken"))["step"] == (4 if at == "_end_epoch" else 12)
+    _assert_same(whole, run_here(data, tmp_path / "broken"))
+
+
+def _standing(run: RunFolder) -> dict[str, Any]:
+    return torch.load(run.state, weights_only=True)["standing"]
+
+
+def _start(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """The same run in a process of its own, with a checkpoint after every step."""
+    command = [sys.executable, str(Path(trained.__file__)), str(data), str(out), *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.chaos
+def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(
+    data: Path, whole: RunFolder, tmp_path: Path
+) -> None:
+    """SIGKILL to its process, again and again, whatever it is doing."""
+    seed = random.randrange(2**32)
+    print("seed", seed)  # seen when this fails
+    draw, run, kills = random.Random(seed), RunFolder(tmp_path / "run"), 0
+    while "result" not in (run.read_record() or {}):
+        process = _start(data, run.root)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and not run.progress.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.5))
+        if kills < 4:
+            process.kill()
+        process.communicate(timeout=60)
+        kills += 1
+        run.progress.unlink(missing_ok=True)
+    assert kills > 1
+    _assert_same(whole, run)
+
+
+def test_a_full_disk_is_one_line_and_what_was_trained_is_kept(
+    data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patched:
+        _kill_after(patched, 6)
+        with pytest.raises(_Killed):
+            run_here(data, run.root)
+    before = run.state.read_bytes()
+    process = _start(data, run.root, str(len(before) // 2))
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert told.splitlines()[-1].endswith("Stopped: cannot write to " + str(run.root) + ": File too large")
+    assert run.state.read_bytes() == before
+    assert not list(run.root.rglob("*.tmp"))
+    _assert_same(whole, run_here(data, run.root))
+
+
+def test_a_run_that_is_stopped_writes_where_it_stands(
+    data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_PROGRESS_EVERY_S", 0.0)
+    run = RunFolder(tmp_path / "run")
+    step = loop._Worker._step
+
+    def stopped_at_six(self: Any, batch: Any) -> float:
+        if self.standing.step == 5:
+            run.stop.touch()
+        return step(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Worker, "_step", stopped_at_six)
+        with pytest.raises(Stopped, match="stopped by the process that started it"):
+            run_here(data, run.root)
+    assert _standing(run)["step"] == 6
+    run.stop.unlink()
+    _assert_same(whole, run_here(data, run.root))
+
+
+def test_before_a_node_leaves_there_is_a_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_LOOK_EVERY_S", 0.0)
+    seen: list[int] = []
+    run = RunFolder(tmp_path / "run")
+
+    def is_leaving() -> bool:
+        if run.state.exists():
+            seen.append(_standing(run)["step"])
+        return True
+
+    monkeypatch.setattr(trained, "work", functools.partial(loop.work, is_leaving=is_leaving))
+    run_here(data, run.root, epochs=1)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_as_many_checkpoints_as_asked_are_kept_and_any_can_be_gone_on_from(
+    data: Path, whole: RunFolder, tmp_path: Path
+) -> None:
+    assert not whole.checkpoints.exists()
+    run = run_here(data, tmp_path / "run", keep=2)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000008.pt", "step-00000012.pt"]
+    assert (run.checkpoints / "step-00000012.pt").read_bytes() == run.state.read_bytes()
+    first = {name: value.clone() for name, value in weights(run).items()}
+    shutil.copy(run.checkpoints / "step-00000008.pt", run.state)
+    run_here(data, run.root, keep=2)
+    _assert_same(whole, run)
+    assert all(torch.equal(value, weights(run)[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("killed_at", [None, 14])
+def test_a_run_ends_after_epochs_without_a_better_score(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int | None
+) -> None:
+    scores = loop._Worker._scores
+    values = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.7, 5: 0.9}
+
+    def told(self: Any, *arguments: Any) -> Any:
+        epoch = self.standing.step // 4
+        return dataclasses.replace(scores(self, *arguments), mean_iou=values[epoch])
+
+    monkeypatch.setattr(loop._Worker, "_scores", told)
+    options = {"epochs": 5, "early_stop": 2}
+    if killed_at is not None:
+        with monkeypatch.context() as patched:
+            _kill_after(patched, killed_at)
+            with pytest.raises(_Killed):
+                run_here(data, tmp_path / "run", **options)
+    record = run_here(data, tmp_path / "run", **options).read_record()
+    assert record is not None
+    assert record["result"]["best"] == {"epoch": 2, "mean_iou": 0.7}
+    assert (record["result"]["epochs"], record["result"]["steps"]) == (4, 16)
+    patient = run_here(data, tmp_path / "patient", **{**options, "early_stop": 3}).read_record()
+    assert patient is not None
+    assert patient["result"]["best"] == {"epoch": 5, "mean_iou": 0.9}
