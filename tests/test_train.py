@@ -349,6 +349,35 @@ def test_a_workers_death_does_not_show(data: Path, tmp_path: Path) -> None:
         assert torch.equal(value, weights(RunFolder(tmp_path / "killed"))[name]), name
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_leaves_a_checkpoint(data: Path, tmp_path: Path, number: int) -> None:
+    run = RunFolder(tmp_path / "run")
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in {**SMALL, "steps_per_epoch": 400}.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "raysegment",
+        "train",
+        str(data),
+        "--out",
+        str(run.root),
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not run.progress.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1] == "error: interrupted: run the same command again to finish the work"
+    assert torch.load(run.state, weights_only=True)["standing"]["step"] > 0
+
+
 def _train_worker_of(driver: int) -> int:
     """Process id of one of the Ray Train workers below a driver."""
     import psutil
