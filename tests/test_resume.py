@@ -21,6 +21,7 @@ from trained import make, run_here, weights
 from raysegment.training import keeper, loop
 from raysegment.training.parallel import Stopped
 from raysegment.training.run import RunFolder
+from raysegment.training.validate import Validator
 
 
 @pytest.fixture(scope="module")
@@ -212,14 +213,18 @@ def test_as_many_checkpoints_as_asked_are_kept_and_any_can_be_gone_on_from(
 def test_a_run_ends_after_epochs_without_a_better_score(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int | None
 ) -> None:
-    scores = loop._Worker._scores
-    values = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.7, 5: 0.9}
+    end, scores = loop._Worker._end_epoch, Validator.after_epoch
+    values, step = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.7, 5: 0.9}, [0]
 
-    def told(self: Any, *arguments: Any) -> Any:
-        epoch = self.standing.step // 4
-        return dataclasses.replace(scores(self, *arguments), mean_iou=values[epoch])
+    def noted(self: Any, *arguments: Any) -> Any:
+        step[0] = self.standing.step
+        return end(self, *arguments)
 
-    monkeypatch.setattr(loop._Worker, "_scores", told)
+    def told(self: Validator, module: torch.nn.Module) -> Any:
+        return dataclasses.replace(scores(self, module), mean_iou=values[step[0] // 4])
+
+    monkeypatch.setattr(loop._Worker, "_end_epoch", noted)
+    monkeypatch.setattr(Validator, "after_epoch", told)
     options = {"epochs": 5, "early_stop": 2}
     if killed_at is not None:
         with monkeypatch.context() as patched:
