@@ -55,7 +55,7 @@ def _kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 def _checkpoint_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "_CHECKPOINT_EVERY_S", 0.0)
-    monkeypatch.setattr(keeper, "_CHECKPOINT_SHARE", 1.0)
+    monkeypatch.setattr(keeper, "_CHECKPOINT_SHARE", 1e9)
 
 
 @pytest.mark.parametrize("killed_at", [3, 4, 9])

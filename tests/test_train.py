@@ -64,7 +64,7 @@ def _kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
     monkeypatch.setattr(loop._Worker, "_step", mortal)
     monkeypatch.setattr(keeper, "_CHECKPOINT_EVERY_S", 0.0)
-    monkeypatch.setattr(keeper, "_CHECKPOINT_SHARE", 1.0)
+    monkeypatch.setattr(keeper, "_CHECKPOINT_SHARE", 1e9)
 
 
 def test_a_balanced_run_resumes_bit_for_bit_from_one_index(

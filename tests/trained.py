@@ -61,7 +61,7 @@ if (
 ):  # DATA OUT [BYTES]: a process of its own, to be killed, or to find its files too large
     from raysegment.training import keeper
 
-    keeper._CHECKPOINT_EVERY_S, keeper._CHECKPOINT_SHARE = 0.0, 1.0
+    keeper._CHECKPOINT_EVERY_S, keeper._CHECKPOINT_SHARE = 0.0, 1e9
     if len(sys.argv) > 3:
         import resource
 
