@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tifffile import TiffFrame, TiffPage
 
-    from raysegment.raster.byte_file import ByteFile
+    from raysegment.storage.byte_file import ByteFile
 
 #: What an uncompressed page is said to decode at once, if its segments allow: any part of it can be had alone.
 _DIRECT_CHUNK = 256

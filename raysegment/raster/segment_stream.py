@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
     from raysegment.geometry import Size
-    from raysegment.raster.byte_file import ByteFile
+    from raysegment.storage.byte_file import ByteFile
 
 #: Compressed bytes that are read at once, and unpacked ones that are in hand at once.
 _READ_BYTES = 1 << 17

@@ -12,7 +12,7 @@ import numpy as np
 from raysegment import console
 from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size, Window
-from raysegment.raster.byte_file import ByteFile
+from raysegment.storage.byte_file import ByteFile
 from raysegment.raster.georeference import Georeference, georeference_of
 from raysegment.raster.identity import path_identity
 from raysegment.raster.page import Page
