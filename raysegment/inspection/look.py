@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from raysegment.errors import InputError, NotBuiltError
 from raysegment.inspection.text import as_text
+from raysegment.storage import Location, Url, location
+from raysegment.storage.objects import before_work, fetched
 
 Kind = Literal["image", "dataset", "model", "mask"]
 
@@ -44,19 +46,24 @@ def inspect(path: str | os.PathLike[str]) -> InspectResult:
     Of an image a few windows are read, of a mask every pixel, of a training set every mask. Raises InputError
     when there is nothing that can be understood.
     """
-    place = Path(path)
-    kind, facts = _looked_at(place)
+    place = location(path)
+    with before_work():
+        kind, facts = _looked_at(place)
     return InspectResult(kind, str(path), facts)
 
 
-def _looked_at(path: Path) -> tuple[Kind, Mapping[str, Any]]:
+def _looked_at(path: Location) -> tuple[Kind, Mapping[str, Any]]:
     if path.suffix.lower() in _MODELS and not path.is_dir():
         from raysegment.inspection.model import model_facts
 
-        return "model", model_facts(path)
+        return "model", model_facts(fetched(path) if isinstance(path, Url) else path)
     if path.suffix.lower() in _MANIFESTS and path.is_file():
         raise NotBuiltError(f"{path}: training sets in {path.suffix} files are not built yet: give a folder")
-    if path.is_dir() and not any((path / name).is_file() for name in _ZARR_METADATA):
+    if (
+        isinstance(path, Path)
+        and path.is_dir()
+        and not any((path / name).is_file() for name in _ZARR_METADATA)
+    ):
         if not (path / "images").is_dir() and not (path / "masks").is_dir():
             raise InputError(
                 f"{path} is neither a Zarr store nor a training set: it holds no images/ and masks/"

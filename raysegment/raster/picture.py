@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 
-from raysegment.errors import InputError, ReadError, UsageError
+from raysegment.errors import InputError, ReadError, StorageError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.raster.identity import path_identity
 from raysegment.raster.validity import valid_pixels
 from raysegment.raster.window import check_window
+from raysegment.storage import Url, location
+from raysegment.storage.url_file import UrlFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,21 +56,23 @@ class PictureRaster:
         with self._opened() as image:
             self._describe(image)
 
-    def _opened(self) -> Image:
-        """The header alone; Pillow decodes later."""
+    def _opened(self, *, whole: bool = False) -> Image:
+        """The header alone; Pillow decodes later, where it will the `whole`."""
         import PIL.Image
 
         try:
             with warnings.catch_warnings():
                 # The size is checked in _describe, with our own limit.
                 warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-                return PIL.Image.open(self.path, formats=_FORMATS)
+                return PIL.Image.open(_stream(self.path, whole=whole) or self.path, formats=_FORMATS)
         except PIL.UnidentifiedImageError as e:
             raise InputError(
                 f"{self.path} is no image that can be read (content decides): give TIFF, Zarr, PNG or JPEG"
             ) from e
         except PIL.Image.DecompressionBombError as e:
             raise InputError(_too_large(self.path, str(e))) from e
+        except StorageError:
+            raise
         except Exception as e:  # a damaged header makes Pillow raise nearly anything
             raise InputError(f"{self.path} is not a readable picture: {e}") from e
 
@@ -111,11 +115,13 @@ class PictureRaster:
         try:
             pixels = _deep_png(self.path) if self._is_deep else self._by_pillow()
             return (pixels // self._stretch if self._stretch > 1 else pixels).reshape(self.shape)
+        except StorageError:
+            raise
         except Exception as e:  # codecs raise anything on damaged data
             raise ReadError(f"{self.path}: cannot read {window}: {e}") from e
 
     def _by_pillow(self) -> np.ndarray:
-        with self._opened() as image:
+        with self._opened(whole=True) as image:
             image.load()
             return np.asarray(image).astype(self.dtype, copy=False)
 
@@ -138,9 +144,20 @@ class PictureRaster:
         return PictureRaster, (self.path, self.select)
 
 
+def _stream(path: str, *, whole: bool = False) -> IO[bytes] | None:
+    """An object as a file, of which only what is read is brought; None for a path."""
+    place = location(path)
+    if not isinstance(place, Url):
+        return None
+    file = UrlFile(place)
+    if whole:
+        file.expect([(0, file.size)])
+    return cast(IO[bytes], file.stream())
+
+
 def _png_depth(path: str) -> int:
     """Bits per sample, by the IHDR chunk."""
-    with open(path, "rb") as f:
+    with _stream(path) or open(path, "rb") as f:
         head = f.read(25)
     return head[24] if len(head) == 25 else 8
 
@@ -148,7 +165,7 @@ def _png_depth(path: str) -> int:
 def _deep_png(path: str) -> np.ndarray:
     import imagecodecs
 
-    with open(path, "rb") as f:
+    with _stream(path, whole=True) or open(path, "rb") as f:
         return np.asarray(imagecodecs.png_decode(f.read()))
 
 

@@ -8,23 +8,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob as local_glob
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raysegment.errors import GoneError, InputError, StorageError, UsageError
 from raysegment.storage.location import Location, Url, is_url, location
-from raysegment.storage.remote import remote
+from raysegment.storage.remote import remote, retried
 
 if TYPE_CHECKING:
     from zarr.storage import FsspecStore
 
     from raysegment.storage.byte_file import ByteFile
     from raysegment.storage.url_file import UrlFile
+
+T = TypeVar("T")
 
 #: By what an object store or a web server says that content changed, the surest first.
 _TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "Last-Modified", "LastModified", "created")
@@ -174,21 +177,29 @@ def check_writable(place: Location, option: str) -> None:
         raise UsageError(f"{option}: {e}") from e
 
 
-@functools.cache
 def fetched(url: Url) -> Path:
-    """A copy of one object on this machine, for readers that need a file; once in a process, gone when it ends.
+    """A copy of one object on this machine, for readers that need a file; gone when the process ends.
 
-    Raises StorageError.
+    Brought once, and again when it was replaced. Raises StorageError.
     """
-    copy = Path(_copies().name) / str(len(list(Path(_copies().name).iterdir()))) / url.name
-    copy.parent.mkdir()
-    copy.write_bytes(url.read_bytes())
+    about = entries(url).get("")
+    if about is None:
+        raise GoneError(f"cannot read {url}: it does not exist")
+    folder = hashlib.blake2b(f"{url}\0{about.size}\0{about.tag}".encode(), digest_size=8).hexdigest()
+    copy = Path(_copies().name) / folder / url.name
+    if not copy.exists():
+        put(copy, url.read_bytes())
     return copy
 
 
 @functools.cache
 def _copies() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="raysegment-")
+
+
+def asked(place: Location, work: Callable[[], T]) -> T:
+    """The answer of `work`, which has a library read at `place`: retried, with the errors of all that is done here."""
+    return retried("read", place, work) if isinstance(place, Url) else work()
 
 
 def zarr_store(place: Location, *, read_only: bool = False) -> Path | FsspecStore:

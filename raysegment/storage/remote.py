@@ -146,15 +146,13 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _status(error: BaseException) -> int | None:
     """The HTTP status that it stands for: aiohttp's, gcsfs's, botocore's."""
     response = getattr(error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    for found in (
-        getattr(error, "status", None),
-        getattr(error, "code", None),
-        metadata.get("HTTPStatusCode"),
-    ):
-        if isinstance(found, int) and 300 <= found < 600:
-            return found
-    return None
+    if isinstance(response, dict):
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        found = getattr(error, "status", None) or (
+            None if hasattr(error, "status") else getattr(error, "code", None)
+        )
+    return found if isinstance(found, int) and 300 <= found < 600 else None
 
 
 def _is_connection(error: BaseException) -> bool:

@@ -148,7 +148,10 @@ class _Stream(io.BufferedIOBase):
 
         self.name = file.path
         self._cache = BlockCache(
-            _BLOCK_BYTES, lambda start, stop: file.read(start, stop - start), file.size, _BLOCKS
+            _BLOCK_BYTES,
+            lambda start, stop: file.read(start, min(stop, file.size) - start),
+            file.size,
+            _BLOCKS,
         )
         self._at, self._size = 0, file.size
 
