@@ -21,9 +21,9 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 def open_raster(path: str | os.PathLike[str], *, select: Mapping[str, int] | None = None) -> Raster:
     """Open an image of any size without reading its pixels.
 
-    `path`: a path or a URL (s3://, gs://, https://):
-    TIFF, BigTIFF, GeoTIFF/COG, OME-TIFF, SVS and other slide TIFFs; a Zarr v2/v3 array or group,
-    OME-Zarr; PNG, JPEG and the like when small. `select` fixes the axes that are neither y, x nor channel:
+    `path`: a path or a URL (s3://, gs://, https://) of a TIFF, BigTIFF, GeoTIFF/COG, OME-TIFF, SVS and other slide
+    TIFFs; a Zarr v2/v3 array or group, OME-Zarr; PNG, JPEG and the like when small.
+    `select` fixes the axes that are neither y, x nor channel:
     ``{"z": 0, "t": 3}``.
 
     Raises InputError (missing, unreadable, no rights, a header that lies), UsageError (an axis that needs `select`, a
