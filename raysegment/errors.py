@@ -8,6 +8,8 @@
     └── WorkError               1   the work itself failed
         ├── ReadError           1   pixels of one region cannot be read
         ├── AnswerError         1   the network answered something that is no probability
+        ├── StorageError        1   an object store or a web server refuses, or does not answer
+        │   └── GoneError       1   there is no such object (any more)
         └── LockedError         1   another run, still alive, holds the output
 
 Each error knows the exit code of the command that it ends. A message is one line: what, the value
@@ -60,6 +62,14 @@ class ReadError(WorkError):
 
 class AnswerError(WorkError):
     """The network answered NaN, inf or something outside [0, 1]."""
+
+
+class StorageError(WorkError):
+    """An object store or a web server refuses, or does not answer: no statement about what lies there."""
+
+
+class GoneError(StorageError, FileNotFoundError):
+    """There is no object of that name, or no longer."""
 
 
 class LockedError(WorkError):

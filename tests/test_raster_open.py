@@ -14,7 +14,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from raysegment.errors import InputError, NotBuiltError, ReadError, UsageError
+from raysegment.errors import InputError, ReadError, UsageError
 from raysegment.geometry import Window
 from raysegment.raster import Raster, identity, open_raster
 from raysegment.raster.identity import path_identity
@@ -28,12 +28,11 @@ def noise(*shape: int, dtype: str = "uint8") -> np.ndarray:
     return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
 
 
-@pytest.mark.parametrize(
-    "url", ["s3://bucket/a.tif", "gs://b/a.zarr", "https://example.org/a.tif", "file:///a.tif"]
-)
-def test_urls_are_not_built_yet(url: str) -> None:
-    with pytest.raises(NotBuiltError, match="not built yet"):
-        open_raster(url)
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    Image.fromarray(noise(8, 9)).save(tmp_path / "a b.png")
+    url = (tmp_path / "a b.png").as_uri()
+    assert "%20" in url
+    assert open_raster(url).path == str(tmp_path / "a b.png")
 
 
 @pytest.mark.parametrize(

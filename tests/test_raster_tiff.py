@@ -18,7 +18,7 @@ from rasterio.transform import Affine
 from raysegment.errors import InputError, ReadError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.raster import Raster, open_raster
-from raysegment.raster.byte_file import ByteFile
+from raysegment.storage.byte_file import ByteFile
 
 HEIGHT, WIDTH = 150, 131
 

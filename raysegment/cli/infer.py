@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -21,6 +20,7 @@ from raysegment.geometry import Window
       raysegment infer 'scenes/*.tif' --model run/model.safetensors --out masks
       raysegment infer slide.svs --model tissue.onnx --out mask.zarr --foreground auto --tta flip
       raysegment infer scene.tif --model run/model.safetensors --plan
+      raysegment infer 's3://scenes/2026/*.tif' --model run/model.safetensors --out s3://masks/2026
 
     Interrupted? The same command goes on where it stopped.
     """,
@@ -28,16 +28,18 @@ from raysegment.geometry import Window
 def infer(
     source: Annotated[
         list[str],
-        typer.Argument(help="TIFF, BigTIFF, OME-TIFF, SVS, Zarr, OME-Zarr; PNG or JPEG when small."),
+        typer.Argument(
+            help="Path, glob or URL: TIFF, BigTIFF, OME-TIFF, SVS, Zarr, OME-Zarr; PNG or JPEG when small."
+        ),
     ],
     model: Annotated[
         str, typer.Option(help="A .safetensors of `train`, or a .pt2 or .onnx with its NAME.toml.")
     ],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="MASK.zarr|FOLDER",
-            help="The mask: an OME-Zarr label image; a folder for several sources.",
+            help="The mask: an OME-Zarr label image; a folder for several sources; or its URL.",
         ),
     ] = None,
     tile: Annotated[int | None, typer.Option(min=1, help="Tile edge in px.  [default: the model's]")] = None,
@@ -100,8 +102,8 @@ def infer(
         typer.Option(help="skip: what cannot be read becomes nodata and is listed; exit 3."),
     ] = "fail",
     scratch: Annotated[
-        Path | None,
-        typer.Option(help="Folder for unfinished work, seen by all workers.  [default: OUT.scratch]"),
+        str | None,
+        typer.Option(help="Folder or URL for unfinished work, seen by all workers.  [default: OUT.scratch]"),
     ] = None,
     select: Annotated[
         str | None, typer.Option(metavar="z=0,t=0", help="Which plane of an image with further axes.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysegment.geometry import Size, Window
@@ -13,6 +12,7 @@ from raysegment.mask.outputs import side_path
 from raysegment.mask.store import MaskHeader
 from raysegment.raster.resolution import to_source
 from raysegment.raster.salvage import Failure, merged
+from raysegment.storage import Location, location
 
 if TYPE_CHECKING:
     from raysegment.inference.flow import Clock, Tally
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class InferredImage:
     """One image whose mask is there."""
 
-    output: Path
+    output: Location
     shape: tuple[int, int]
     class_pixels: dict[str, int]
     tiles: int
@@ -145,7 +145,7 @@ def _header(plan: Plan, index: int, image: Image, done: InferredImage) -> MaskHe
         a, b, c, d, e, f = view.transform
         transform = (a, b, c + a * x + b * y, d, e, f + d * x + e * y)
     return MaskHeader(
-        name=Path(planned.source).stem,
+        name=location(planned.source).stem,
         shape=Size(*done.shape),
         classes=plan.classes,
         dtype=plan.label_dtype,

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysegment import console
@@ -16,6 +15,7 @@ from raysegment.inference.assembly import Assembly, Shard
 from raysegment.inference.pipeline import BlockDone, ModelSource, segment
 from raysegment.inference.writing import ShardDone, Writing
 from raysegment.mask.outputs import Outputs
+from raysegment.storage import location
 
 if TYPE_CHECKING:
     from raysegment.inference.plan import Plan
@@ -65,7 +65,7 @@ class Flow:
     def run(self, model: ModelSource, workers: int) -> None:
         """Do all that is missing. Raises WorkError."""
         mine = [(i, block) for i, block in self.plan.blocks if i in self.assemblies]
-        has = {at for at in mine if self.scratch.has_record(*at)}
+        has = self.scratch.recorded().intersection(mine)
         missing = [at for at in mine if at not in has]
         if has:
             console.say(f"going on: {len(has)} of {len(mine)} blocks are there already")
@@ -138,7 +138,7 @@ def _outputs(plan: Plan, index: int) -> Outputs:
     image = plan.images[index]
     sides = tuple(name for name in ("probabilities", "uncertainty") if getattr(plan, name))
     return Outputs.at(
-        Path(image.output),
+        location(image.output),
         Size(*image.region.size),
         plan.label_dtype,
         len(plan.classes),

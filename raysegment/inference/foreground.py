@@ -22,6 +22,7 @@ from raysegment.geometry import Size, Window, mirror
 from raysegment.raster.glass import tissue_grid
 from raysegment.raster.open import open_raster
 from raysegment.raster.walk import windows
+from raysegment.storage import Location, Url
 
 if TYPE_CHECKING:
     from raysegment.raster import Raster, Transform
@@ -154,7 +155,9 @@ class Foreground:
         return seen
 
 
-def find_foreground(raster: Raster, choice: Literal["all", "auto"] | Path, size: Size) -> Foreground | None:
+def find_foreground(
+    raster: Raster, choice: Literal["all", "auto"] | Location, size: Size
+) -> Foreground | None:
     """Which pixels of `raster`, read as an image of `size`, are worth the network; None = all of them.
 
     `raster` is the image as it was opened, whatever level or pixel size is then read: it is looked at as a whole.
@@ -165,7 +168,7 @@ def find_foreground(raster: Raster, choice: Literal["all", "auto"] | Path, size:
     """
     if choice == "all":
         return None
-    if isinstance(choice, Path):
+    if isinstance(choice, (Path, Url)):
         return _by_mask(raster, choice, size)
     full, layers = Size(*raster.shape[:2]), []
     if (stored := raster.stored()) is not None:
@@ -179,7 +182,7 @@ def find_foreground(raster: Raster, choice: Literal["all", "auto"] | Path, size:
     return replace(found, size=size, share=1.0 if seen is None else float(seen.mean()))
 
 
-def _by_mask(raster: Raster, path: Path, size: Size) -> Foreground | None:
+def _by_mask(raster: Raster, path: Location, size: Size) -> Foreground | None:
     try:
         mask = open_raster(path)
     except UsageError as e:  # what has to be mended is the mask, not --select

@@ -17,6 +17,7 @@ from raysegment.raster import open_raster
 from raysegment.raster.resolution import choose_sampling
 from raysegment.raster.sampling import Sampling, sampled
 from raysegment.raster.transcoded import open_transcoded
+from raysegment.storage import Location, location
 
 if TYPE_CHECKING:
     from raysegment.geometry import Window
@@ -39,21 +40,20 @@ class Image:
     select: dict[str, int] | None
     request: Request
     spec: ModelSpec
-    out: Path
+    out: Location
 
     @classmethod
     def open(
         cls,
         source: str | Path,
-        out: Path,
+        out: Location,
         request: Request,
         spec: ModelSpec,
         select: Mapping[str, int] | None,
     ) -> Image:
         """Open an image, and choose its resolution. Raises InputError and UsageError."""
         stored = open_raster(source, select=select)
-        here, there = out.resolve(), Path(stored.path).resolve()
-        if here == there or here in there.parents or there in here.parents:
+        if _overlap(out, location(stored.path)):
             raise UsageError(
                 f"--out {out} and the source {stored.path} lie in one another: name another output"
             )
@@ -85,7 +85,7 @@ class Image:
     def foreground(self) -> Foreground | None:
         """The pixels that count; None = every valid one. Found on the whole image, and said."""
         asked = self.request.foreground
-        choice = cast(Literal["all", "auto"], asked) if asked in ("all", "auto") else Path(asked)
+        choice = cast(Literal["all", "auto"], asked) if asked in ("all", "auto") else location(asked)
         found = find_foreground(self.stored, choice, Size(*self.view.shape[:2]))
         if found is not None:
             console.say(f"{self.stored.path}: {100 * found.share:.3g} % of the image is foreground")
@@ -105,6 +105,15 @@ class Image:
             "foreground": self.foreground.digest if self.foreground is not None else None,
             "region": [region.y, region.x, region.height, region.width],
         }
+
+
+def _overlap(out: Location, source: Location) -> bool:
+    """Whether one lies in the other, or they are one."""
+    if isinstance(out, Path) and isinstance(source, Path):
+        here, there = out.resolve(), source.resolve()
+        return here == there or here in there.parents or there in here.parents
+    ours, theirs = f"{out}/", f"{source}/"
+    return ours.startswith(theirs) or theirs.startswith(ours)
 
 
 def open_planned(image: ImagePlan, scratch: Scratch) -> Raster:

@@ -21,8 +21,9 @@ from raysegment.inference.plan import Plan
 from raysegment.inference.request import Request, choose_cells, choose_tile
 from raysegment.inference.results import readable_bytes
 from raysegment.mask.outputs import SIDE_OUTPUTS, side_path
-from raysegment.mask.store import finished
+from raysegment.mask.store import finished, remove_store
 from raysegment.model.file import file_identity, load_model, load_spec
+from raysegment.storage import Location, Url, location
 
 if TYPE_CHECKING:
     from raysegment.inference.scratch import Scratch
@@ -36,7 +37,7 @@ class Job:
 
     images: tuple[Image, ...]
     model: str | Model
-    """Absolute path, or the caller's own network."""
+    """Absolute path or URL, or the caller's own network."""
     model_identity: str
     spec: ModelSpec
     request: Request
@@ -44,14 +45,14 @@ class Job:
     @classmethod
     def open(
         cls,
-        sources: Sequence[tuple[str | Path, Path]],
+        sources: Sequence[tuple[str | Path, Location]],
         model: str | Path | Model,
         request: Request,
         select: Mapping[str, int] | None,
     ) -> Job:
         """Open the images, each with its output, and the model. Raises InputError and UsageError."""
         if isinstance(model, (str, Path)):
-            path = str(Path(model).absolute())
+            path = str(location(model))
             spec, identity = load_spec(path), file_identity(path)
             network: str | Model = path
         else:
@@ -110,7 +111,7 @@ class Job:
             )
         return None if differences else about
 
-    def _check_in_the_way(self, path: Path, scratch: Scratch, overwrite: bool) -> None:
+    def _check_in_the_way(self, path: Location, scratch: Scratch, overwrite: bool) -> None:
         """Raise OutputExistsError for something at an output that is none of ours."""
         if (path / "zarr.json").is_file() and _is_ours(path):
             return
@@ -165,10 +166,13 @@ class Job:
 
     def clear_outputs(self, todo: Sequence[Image], scratch: Scratch, plan: Plan) -> None:
         """Put what is at the outputs out of the way and write the plan down, so that no crash in between leaves
-        half a mask that looks whole."""
+        half a mask that looks whole. (Object storage cannot rename: there they are deleted.)"""
         olds = []
         for image in todo:
             for path in (image.out, *(side_path(image.out, name) for name in self.sides)):
+                if isinstance(path, Url):
+                    remove_store(path)
+                    continue
                 old = path.with_name(f".{path.name}.old")
                 if path.exists():
                     shutil.rmtree(old, ignore_errors=True)
@@ -185,12 +189,17 @@ class Job:
         return plan.model_copy(update={"images": images})
 
 
-def check_space(plan: Plan, copies: int, scratch: Path) -> None:
-    """Raises UsageError when scratch, with `copies` bytes of copied sources, and masks would not fit on their disks."""
+def check_space(plan: Plan, copies: int, scratch: Location) -> None:
+    """Raises UsageError when scratch, with `copies` bytes of copied sources, and masks would not fit on their disks.
+
+    Object storage has no end.
+    """
     needs: dict[int, tuple[Path, int]] = {}
     wanted = [(scratch, copies + sum(map(plan.scratch_bytes, range(len(plan.images)))))]
-    wanted += [(Path(image.output).parent, plan.output_bytes(i)) for i, image in enumerate(plan.images)]
+    wanted += [(location(image.output).parent, plan.output_bytes(i)) for i, image in enumerate(plan.images)]
     for place, need in wanted:
+        if isinstance(place, Url):
+            continue
         folder = place if place.exists() else place.parent  # of several masks, made with the first
         device = os.stat(folder).st_dev
         needs[device] = (folder, need + needs.get(device, (folder, 0))[1])
@@ -206,11 +215,14 @@ def check_space(plan: Plan, copies: int, scratch: Path) -> None:
     )
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(path: Location) -> bool:
     """A finished mask of ours, or what is written beside one."""
     return finished(path) is not None or "raysegment_field" in (path / "zarr.json").read_text()
 
 
-def _is_zarr(path: Path) -> bool:
-    """Only a Zarr is ever deleted to make room for another."""
-    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray", "0/zarr.json"))
+def _is_zarr(path: Location) -> bool:
+    """Only a Zarr, or what is left of one, is ever deleted to make room for another."""
+    names = ("zarr.json", ".zgroup", ".zarray", "0/zarr.json")
+    return any((path / name).is_file() for name in names) or (
+        isinstance(path, Url) and (path / "0/c").is_dir()
+    )

@@ -22,7 +22,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from raysegment import console
-from raysegment.errors import WorkError
+from raysegment.errors import StorageError, WorkError
 from raysegment.geometry import Block
 from raysegment.inference.answer import Row, fail_on_error, reported
 from raysegment.inference.plan import BLOCKS_IN_HAND, Plan
@@ -103,7 +103,7 @@ class SegmentActor:
             raster, foreground = self._open(image)
             done = segmenter.segment(raster, image, block, foreground)
         except WorkError as e:
-            if self.plan.on_error == "fail":
+            if self.plan.on_error == "fail" or isinstance(e, StorageError):  # which may well answer tomorrow
                 raise
             return self._save(image, block, began_at, self._lost(image, block, str(e)))
         return self._save(image, block, began_at, done.record, done)

@@ -16,6 +16,8 @@ from raysegment.inference.request import Augmentation, OnError
 from raysegment.model.spec import Class
 from raysegment.raster.sampling import Sampling
 from raysegment.raster.segment_cache import DECODED
+from raysegment.storage import is_url
+from raysegment.storage.url_file import AHEAD_BYTES
 
 if TYPE_CHECKING:
     from raysegment.raster import Raster
@@ -172,7 +174,8 @@ class Plan(BaseModel):
         rims = 4 * self.overlap * seen * self.sums * 4 * in_hand * 2
         per_pixel = self.label_dtype.itemsize + self.probabilities * len(self.classes) + self.uncertainty + 2
         labels = edge**2 * per_pixel * in_hand
-        return WORKER_BASE_BYTES + DECODED.most_bytes + network + pixels + sums + rims + labels
+        brought = 2 * AHEAD_BYTES * in_hand if any(is_url(image.source) for image in self.images) else 0
+        return WORKER_BASE_BYTES + DECODED.most_bytes + network + pixels + sums + rims + labels + brought
 
     def recipe(self, image: ImagePlan) -> dict[str, Any]:
         """What decides the values of an image's mask; block, batch and threads do not."""

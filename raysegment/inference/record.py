@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -13,6 +13,8 @@ from safetensors.numpy import save
 
 from raysegment.geometry import Window
 from raysegment.raster.salvage import Failure
+from raysegment.storage import Location, Url
+from raysegment.storage.url_file import UrlFile
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,45 @@ class Record:
         return save({**packed, **self.rims}, metadata={"record": json.dumps(about)})
 
 
-class RecordFile:
-    """A record on disk, of which only what is asked for is read."""
+#: The header of a record comes with the first so many bytes.
+_HEADER_BYTES = 1 << 14
+_DTYPES: dict[str, Any] = {"U8": np.dtype("u1"), "I32": np.dtype("<i4")}
 
-    def __init__(self, path: Path) -> None:
-        self._file = safe_open(path, framework="np")
+
+class _Tensors:
+    """A safetensors file at a URL, as `safe_open` gives one on a disk: a tensor is one request.
+
+    https://github.com/huggingface/safetensors#format
+    """
+
+    def __init__(self, url: Url) -> None:
+        self._file = UrlFile(url)
+        self._file.expect([(0, min(_HEADER_BYTES, self._file.size))])
+        length = int.from_bytes(self._file.read(0, 8), "little")
+        self._header: dict[str, Any] = json.loads(self._file.read(8, length))
+        self._metadata: dict[str, str] = self._header.pop("__metadata__")
+        self._start = 8 + length
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+    def keys(self) -> list[str]:
+        return list(self._header)
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        about = self._header[name]
+        start, stop = about["data_offsets"]
+        data = self._file.read(self._start + start, stop - start)
+        return np.frombuffer(data, _DTYPES[about["dtype"]]).reshape(about["shape"])
+
+    get_slice = get_tensor
+
+
+class RecordFile:
+    """A record, of which only what is asked for is read."""
+
+    def __init__(self, path: Location) -> None:
+        self._file: Any = _Tensors(path) if isinstance(path, Url) else safe_open(path, framework="np")
         about = json.loads(self._file.metadata()["record"])
         self.tiles: int = about["tiles"]
         self.failures = [Failure(Window.between(*f[:4]), f[4]) for f in about["failures"]]

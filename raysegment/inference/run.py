@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
-from raysegment.errors import UsageError, WorkError
+from raysegment.errors import StorageError, UsageError, WorkError
 from raysegment.inference.finish import InferredImage, finish_image
 from raysegment.inference.job import Job
 from raysegment.inference.options import Auto, Options, itemsize_of, request_of, worker_count
@@ -17,6 +17,7 @@ from raysegment.inference.results import InferResult, InferResults
 from raysegment.inference.scratch import Scratch
 from raysegment.inference.sources import expand, place
 from raysegment.runtime import cluster
+from raysegment.storage import Location, is_url, location
 
 if TYPE_CHECKING:
     from raysegment.inference.auto import Measured
@@ -69,14 +70,14 @@ def infer(
     The same call goes on where it was interrupted; a finished one answers at once.
 
     Args:
-        source: path or glob of a TIFF, BigTIFF, OME-TIFF, SVS, Zarr or OME-Zarr image, PNG or JPEG when small; or
-            several of them, which flow through one pipeline and one set of loaded models.
-        model: path of a ``.safetensors`` that `train` wrote, of a ``.pt2`` or ``.onnx`` with its sidecar, or a
-            :class:`raysegment.Model`.
+        source: path, glob or URL (s3://, gs://, https://) of a TIFF, BigTIFF, OME-TIFF, SVS, Zarr or OME-Zarr image,
+            PNG or JPEG when small; or several of them, which flow through one pipeline and one set of loaded models.
+        model: path or URL of a ``.safetensors`` that `train` wrote; path of a ``.pt2`` or ``.onnx`` with its sidecar;
+            or a :class:`raysegment.Model`.
         out: ``*.zarr`` for one image, a folder for several; class indices as uint8 (uint16 above 254 classes), the
-            dtype's maximum is nodata.
+            dtype's maximum is nodata. A path or a URL (s3://, gs://).
         workers: processes; by default one per core, or one per GPU. Never changes the mask.
-        scratch: folder that all workers see; by default ``out`` + ``.scratch``.
+        scratch: folder or URL that all workers see; by default ``out`` + ``.scratch``.
         select: index on further axes, such as {"z": 0}.
         overwrite: replace masks at `out` that were made from or with something else.
         self_check: first run this plan's tiles, weights, blocks and store with a constant and a ramp for a network, and
@@ -97,10 +98,8 @@ def infer(
     names = expand(source)
     places = place(names, out)
     job = Job.open(places, model, request_of(options), select)
-    root = Path(out).absolute()
-    folder = Scratch(
-        Path(scratch).absolute() if scratch is not None else root.with_name(root.name + ".scratch")
-    )
+    root = location(out)
+    folder = Scratch(location(scratch) if scratch is not None else root.with_name(root.name + ".scratch"))
     job.check()
     if workers != "auto" and workers < 1:
         raise UsageError(f"--workers {workers}: at least 1 is needed")
@@ -108,11 +107,13 @@ def infer(
     if todo:
         folder.check()
         try:
-            with folder.lock():
+            with folder.lock() as check_lock:
                 done, todo = _finished(job, folder, overwrite)
                 if todo:
-                    _work(job, todo, folder, workers, overwrite, self_check, done)
+                    _work(job, todo, folder, workers, overwrite, self_check, done, check_lock)
                 folder.remove()
+        except StorageError:
+            raise
         except OSError as e:
             raise WorkError(f"{e.filename or root}: {e.strerror or e}: mend that and repeat the call") from e
     return _result(job, done, root, time.monotonic() - started, is_one=root.suffix == ".zarr")
@@ -141,6 +142,7 @@ def _work(
     overwrite: bool,
     self_check: bool,
     done: dict[int, InferredImage],
+    check_lock: Callable[[], None],
 ) -> None:
     """Settle the plan and carry it out, in the lock; every finished image goes into `done`."""
     made, measured = settle(job, list(todo.values()), folder, overwrite)
@@ -150,7 +152,7 @@ def _work(
         check(made)
     count = worker_count(workers, made, itemsize_of(job), measured)
     with cluster(count):
-        _flow(job, made, todo, folder, count, done, measured)
+        _flow(job, made, todo, folder, count, done, measured, check_lock)
 
 
 def _flow(
@@ -161,6 +163,7 @@ def _flow(
     workers: int,
     done: dict[int, InferredImage],
     measured: Measured | None,
+    check_lock: Callable[[], None],
 ) -> None:
     import ray
 
@@ -171,18 +174,21 @@ def _flow(
     places = {str(image.out): at for at, image in todo.items()}
 
     def finish(index: int, outputs: Outputs, tally: Tally) -> None:
+        check_lock()
         at = places[made.images[index].output]
         done[at] = finish_image(made, index, todo[at], outputs, tally, folder)
 
     mine = {i for i, image in enumerate(made.images) if image.output in places}
     flow = Flow(made, mine, folder, finish)
-    flow.run(job.model if isinstance(job.model, str) else ray.put(ship(job.model)), workers)
+    # A URL is fetched once, here: what lies there may be another network tomorrow.
+    by_path = isinstance(job.model, str) and not is_url(job.model)
+    flow.run(job.model if by_path else ray.put(ship(job.load())), workers)
     for at in todo:
         done[at].note(flow.clock, workers, measured.forward_pixels if measured is not None else 0)
 
 
 def _result(
-    job: Job, done: dict[int, InferredImage], root: Path, wall_s: float, *, is_one: bool
+    job: Job, done: dict[int, InferredImage], root: Location, wall_s: float, *, is_one: bool
 ) -> InferResult | InferResults:
     inferred = [done[index] for index in range(len(job.images))]
     results = [image.result(wall_s) for image in inferred]

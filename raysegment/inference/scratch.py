@@ -1,6 +1,6 @@
 """The scratch folder: the plan, one record per segmented block, the lock. It is the resume.
 
-A record appears whole or not at all (temp file, fsync, rename). Whoever dies leaves at most temp files.
+A record appears whole or not at all (temp file, fsync, rename; one PUT). Whoever dies leaves at most temp files.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -21,18 +19,23 @@ from raysegment.errors import LockedError, OutputExistsError, UsageError
 from raysegment.geometry import Block
 from raysegment.inference.plan import Plan
 from raysegment.inference.record import Record, RecordFile
+from raysegment.storage import Location, Url
+from raysegment.storage.lease import hold
+from raysegment.storage.objects import check_writable, entries, put, remove
 
 if TYPE_CHECKING:
     from raysegment.inference.foreground import Foreground
 
 #: A block that took its worker down this often is given up.
 MAX_ATTEMPTS = 3
+_FILES = ("plan.json", "batch")
+_FOLDERS = ("records", "attempts", "foreground", "copies")
 
 
 class Scratch:
     """One folder that every worker of a run sees. Small enough to be sent to them: it holds a path."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
 
     # ── the plan ────────────────────────────────────────────────────────────────
@@ -42,9 +45,8 @@ class Scratch:
 
         Raises OutputExistsError for a plan of another version, unless it may be overwritten.
         """
-        try:
-            text = (self.path / "plan.json").read_text()
-        except FileNotFoundError:
+        text = self._text("plan.json")
+        if text is None:
             return None
         try:
             return Plan.model_validate_json(text)
@@ -69,9 +71,15 @@ class Scratch:
     def has_record(self, image: int, block: Block) -> bool:
         return (self.path / _record_name(image, block)).exists()
 
+    def recorded(self) -> set[tuple[int, Block]]:
+        """Every (image, block) that has a record."""
+        found = [name.partition(".")[0].split("/") for name in entries(self.path / "records")]
+        blocks = [(image, *name.split("_")) for image, name in found if name]
+        return {(int(image), Block(int(row), int(col))) for image, row, col in blocks}
+
     def forget_image(self, image: int) -> None:
         """The image's mask is finished: its records are of no more use."""
-        shutil.rmtree(self.path / "records" / str(image), ignore_errors=True)
+        self._forget(f"records/{image}")
 
     # ── what workers need besides ────────────────────────────────────────────────
 
@@ -84,7 +92,7 @@ class Scratch:
         return Foreground.from_bytes((self.path / f"foreground/{image}.npz").read_bytes())
 
     @property
-    def copies(self) -> Path:
+    def copies(self) -> Location:
         """Where sources lie that had to be copied to be read."""
         return self.path / "copies"
 
@@ -94,27 +102,31 @@ class Scratch:
 
     def batch_limit(self, planned: int) -> int:
         """The largest batch that this run may use."""
-        path = self.path / "batch"
-        return min(planned, int(path.read_text())) if path.exists() else planned
+        text = self._text("batch")
+        return planned if text is None else min(planned, int(text))
 
     # ── attempts ────────────────────────────────────────────────────────────────
 
     def count_attempt(self, image: int, block: Block) -> int:
         """Note that a worker takes the block in hand; the answer is how often that has happened in this run."""
         name = f"attempts/{image}_{block.row}_{block.col}"
-        path = self.path / name
-        attempts = 1 + (int(path.read_text()) if path.exists() else 0)
+        attempts = 1 + int(self._text(name) or 0)
         self._put(name, str(attempts).encode())
         return attempts
 
     def forget_attempts(self) -> None:
         """A new run starts counting anew: a killed command is not the block's fault."""
-        shutil.rmtree(self.path / "attempts", ignore_errors=True)
+        self._forget("attempts")
 
     # ── life ────────────────────────────────────────────────────────────────────
 
     def check(self) -> None:
         """Raise UsageError when the folder cannot be used: no folder, no right to write, or something else's."""
+        if isinstance(self.path, Url):
+            check_writable(self.path, f"--scratch {self.path}")
+            if self.path.is_dir() and {p.name for p in self.path.iterdir()} - {"lock", *_FILES, *_FOLDERS}:
+                raise UsageError(f"--scratch {self.path} holds other files: name a folder of its own")
+            return
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--scratch {self.path} is a file: name a folder")
         home = next(p for p in (self.path, *self.path.parents) if p.exists())
@@ -124,8 +136,15 @@ class Scratch:
             raise UsageError(f"--scratch {self.path} holds other files: name a folder of its own")
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the scratch for this process. Freed by the system when it dies. Raises LockedError naming the holder."""
+    def lock(self) -> Iterator[Callable[[], None]]:
+        """Hold the scratch for this process. Freed by the system when it dies; on object storage it runs out.
+
+        Raises LockedError naming the holder. What is given raises WorkError when the lock was lost meanwhile.
+        """
+        if isinstance(self.path, Url):
+            with hold(self.path / "lock") as lease:
+                yield lease.check
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / "lock", "a+") as f:
             try:
@@ -140,21 +159,23 @@ class Scratch:
             f.write(f"process {os.getpid()} on {socket.gethostname()}")
             f.flush()
             try:
-                yield
+                yield lambda: None
             finally:
                 if self.path.exists() and [p.name for p in self.path.iterdir()] == ["lock"]:
                     self.remove()  # nothing came of it: no empty folder stays behind
 
     def clear(self) -> None:
         """Forget all but the lock."""
-        for name in ("plan.json", "batch"):
-            (self.path / name).unlink(missing_ok=True)
-        for name in ("records", "attempts", "foreground", "copies"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in _FILES:
+            remove(self.path / name)
+        for name in _FOLDERS:
+            self._forget(name)
 
     def remove(self) -> None:
         """The work is done: nothing of ours is left, and the folder goes if it held nothing else."""
         self.clear()
+        if isinstance(self.path, Url):
+            return  # no folder is left, and the lock goes when it is given up
         (self.path / "lock").unlink(missing_ok=True)
         with contextlib.suppress(
             OSError
@@ -162,20 +183,18 @@ class Scratch:
             self.path.rmdir()
 
     def _put(self, name: str, content: bytes) -> None:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        put(self.path / name, content)
+
+    def _text(self, name: str) -> str | None:
         try:
-            with open(temp, "wb") as f:
-                f.write(content)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temp, path)
-        except BaseException as e:
-            temp.unlink(missing_ok=True)
-            if isinstance(e, OSError) and e.filename is None:  # a full disk does not say which
-                e.filename = str(path)
-            raise
+            return (self.path / name).read_text()
+        except FileNotFoundError:
+            return None
+
+    def _forget(self, name: str) -> None:
+        """Delete a folder; what cannot be deleted takes room and does no harm."""
+        with contextlib.suppress(OSError):
+            remove(self.path / name)
 
 
 def _record_name(image: int, block: Block) -> str:

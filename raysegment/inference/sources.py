@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from raysegment.errors import InputError, NotBuiltError, UsageError
+from raysegment.storage import Location, Url, is_url, location
+from raysegment.storage.objects import before_work, check_writable, glob, has_magic
 
 
 def expand(source: str | Path | Sequence[str | Path]) -> list[str]:
-    """Paths of all images named, in order; globs are expanded. Raises InputError for a glob without a match."""
+    """Paths and URLs of all images named, globs expanded, in order. Raises InputError for a glob without a match."""
     found: list[str] = []
     for name in [source] if isinstance(source, (str, Path)) else source:
         text = os.fspath(name)
-        if glob.has_magic(text) and not os.path.exists(text):
-            matches = sorted(glob.glob(text, recursive=True))
+        if has_magic(text) and (is_url(text) or not os.path.exists(text)):
+            with before_work():
+                matches = glob(text)
             if not matches:
                 raise InputError(f"{text} matches no file: check the pattern, and quote it")
             found += matches
@@ -27,12 +29,12 @@ def expand(source: str | Path | Sequence[str | Path]) -> list[str]:
     return found
 
 
-def place(sources: Sequence[str], out: str | Path) -> list[tuple[str, Path]]:
+def place(sources: Sequence[str], out: str | Path) -> list[tuple[str, Location]]:
     """Each image with the path of its mask: `out` itself, a ``*.zarr``, for one; ``STEM.zarr`` in it for several.
 
     Raises UsageError for a name that cannot be.
     """
-    path = Path(out).absolute()
+    path = location(out)
     if path.suffix.lower() in (".tif", ".tiff"):
         raise NotBuiltError(f"--out {path.name}: masks as TIFF are not built yet; name it *.zarr")
     if path.suffix == ".zarr":
@@ -40,11 +42,11 @@ def place(sources: Sequence[str], out: str | Path) -> list[tuple[str, Path]]:
             raise UsageError(f"--out {path.name} is one mask for {len(sources)} images: name a folder")
         _check_folder(path, path.parent)
         return [(sources[0], path)]
-    if path.suffix and not path.is_dir():
+    if path.suffix and (isinstance(path, Url) or not path.is_dir()):
         raise UsageError(f"--out {path.name}: the mask is an OME-Zarr; name it *.zarr, or a folder")
     if path.is_file():
         raise UsageError(f"--out {path} is a file: name a folder, or a *.zarr")
-    _check_folder(path, path if path.is_dir() else path.parent)
+    _check_folder(path, path if isinstance(path, Url) or path.is_dir() else path.parent)
     masks: dict[str, str] = {}
     for source in sources:
         name = f"{_stem(source)}.zarr"
@@ -58,14 +60,17 @@ def place(sources: Sequence[str], out: str | Path) -> list[tuple[str, Path]]:
 
 def _stem(source: str) -> str:
     """slide.ome.tif → slide."""
-    name = Path(source).name
+    name = location(source).name
     for suffix in (".ome.tiff", ".ome.tif", ".ome.zarr"):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return Path(name).stem
 
 
-def _check_folder(out: Path, folder: Path) -> None:
+def _check_folder(out: Location, folder: Location) -> None:
+    if isinstance(folder, Url):
+        check_writable(folder, f"--out {out}")
+        return
     if not folder.is_dir():
         raise UsageError(f"--out {out}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK):

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from raysegment.errors import InputError, UsageError
 from raysegment.inspection.text import as_text
+from raysegment.storage import Location, Url, location
+from raysegment.storage.objects import before_work, fetched
 
 Kind = Literal["image", "dataset", "model", "mask"]
 
@@ -44,26 +46,31 @@ def inspect(path: str | os.PathLike[str], *, classes: str | os.PathLike[str] | N
     by which the masks of a training set are read. Raises InputError when there is nothing that can be understood,
     UsageError for `classes` beside anything but a training set.
     """
-    place = Path(path)
-    kind, facts = _looked_at(place, None if classes is None else Path(classes))
+    place = location(path)
+    with before_work():
+        kind, facts = _looked_at(place, None if classes is None else Path(classes))
     if classes is not None and kind != "dataset":
         raise UsageError(f"--classes {classes} is for training sets, and {path} is a {kind}: leave it out")
     return InspectResult(kind, str(path), facts)
 
 
-def _looked_at(path: Path, classes: Path | None) -> tuple[Kind, Mapping[str, Any]]:
+def _looked_at(path: Location, classes: Path | None) -> tuple[Kind, Mapping[str, Any]]:
     if path.suffix.lower() in _MODELS and not path.is_dir():
         from raysegment.inspection.model import model_facts
 
-        return "model", model_facts(path)
+        return "model", model_facts(fetched(path) if isinstance(path, Url) else path)
     from raysegment.training.forms.find import EXPECTED, form_of
 
     # a label image makes a training set with its parent, but was asked for by itself
-    if path.parent.name != "labels" and form_of(path) is not None:
+    if isinstance(path, Path) and path.parent.name != "labels" and form_of(path) is not None:
         from raysegment.inspection.dataset import dataset_facts
 
         return "dataset", dataset_facts(path, classes)
-    if path.is_dir() and not any((path / name).is_file() for name in _ZARR_METADATA):
+    if (
+        isinstance(path, Path)
+        and path.is_dir()
+        and not any((path / name).is_file() for name in _ZARR_METADATA)
+    ):
         raise InputError(f"{path} is neither a Zarr store nor a training set: give {EXPECTED}")
 
     from raysegment.inspection.image import image_facts, mask_facts

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from raysegment.errors import InputError, first_complaint
 from raysegment.model.spec import Class
+from raysegment.storage import Location, Url, location
+from raysegment.storage.url_file import UrlFile
 
 #: Key of the root attributes of an OME-Zarr mask, and name of the item in a TIFF's GDAL metadata.
 KEY = "raysegment"
@@ -72,8 +73,8 @@ def read_coding(path: str | os.PathLike[str]) -> Coding | None:
     Found in the root attributes of an OME-Zarr mask and in the GDAL metadata of a TIFF (item "raysegment",
     the same JSON). Raises InputError when there is one that cannot be understood.
     """
-    path = Path(path)
-    found = _of_zarr(path, KEY) if path.is_dir() else _of_tiff(path)
+    place = location(path)
+    found = _of_zarr(place, KEY) if (place / "zarr.json").is_file() else _of_tiff(place)
     if found is None or "classes" not in found:
         return None
     try:
@@ -90,8 +91,7 @@ def read_coding(path: str | os.PathLike[str]) -> Coding | None:
 
 def read_field(path: str | os.PathLike[str]) -> Field | None:
     """What a side output of a mask says of itself, or None: another image. Raises InputError."""
-    path = Path(path)
-    found = _of_zarr(path, FIELD_KEY)
+    found = _of_zarr(location(path), FIELD_KEY)
     if found is None:
         return None
     try:
@@ -108,7 +108,7 @@ def _pair(values: Sequence[float]) -> tuple[float, float]:
     return y, x
 
 
-def _of_zarr(path: Path, key: str) -> Mapping[str, Any] | None:
+def _of_zarr(path: Location, key: str) -> Mapping[str, Any] | None:
     if not (path / "zarr.json").is_file():
         return None
     try:
@@ -118,11 +118,12 @@ def _of_zarr(path: Path, key: str) -> Mapping[str, Any] | None:
         raise InputError(f"cannot read {path / 'zarr.json'}: {e}") from e
 
 
-def _of_tiff(path: Path) -> Mapping[str, Any] | None:
+def _of_tiff(path: Location) -> Mapping[str, Any] | None:
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as tiff:
+        source: Any = UrlFile(path).stream() if isinstance(path, Url) else path
+        with tifffile.TiffFile(source) as tiff:
             text = tiff.pages.first.tags.valueof(_GDAL_METADATA)
     except (tifffile.TiffFileError, OSError):
         return None  # no TIFF: a PNG holds no coding, and a file that is no image is open_raster's to refuse

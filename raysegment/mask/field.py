@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,15 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from raysegment.geometry import Size, Window
-from raysegment.mask.store import MaskHeader, chunk_edge, multiscale, placement, write_whole
+from raysegment.mask.store import MaskHeader, chunk_edge, multiscale, placement, sweep, write_whole
+from raysegment.storage import Location
+from raysegment.storage.objects import zarr_store
 
 
 class FieldStore:
     """A uint8 field (y, x), or (c, y, x) with `channels`, that is being written; `shard`: the edge of a shard."""
 
-    def __init__(self, path: Path, shape: Size, channels: int | None, shard: int, stride: int) -> None:
+    def __init__(self, path: Location, shape: Size, channels: int | None, shard: int, stride: int) -> None:
         self.path, self.shape, self.channels = path, shape, channels
         self.shard, self.chunk = shard, chunk_edge(stride, shard // stride)
 
@@ -26,7 +27,8 @@ class FieldStore:
             return
         leading = () if self.channels is None else (self.channels,)
         zarr.create_array(
-            self.path / "0",  # as a store of its own: Zarr would write the root's zarr.json otherwise
+            # as a store of its own: Zarr would write the root's zarr.json otherwise
+            zarr_store(self.path / "0"),
             shape=(*leading, *self.shape),
             chunks=(*(1 for _ in leading), self.chunk, self.chunk),
             shards=(*leading, self.shard, self.shard),
@@ -43,14 +45,13 @@ class FieldStore:
 
     def finish(self, header: MaskHeader, about: dict[str, Any]) -> None:
         """Write the root metadata: from now on there is a field."""
-        for leftover in self.path.rglob("*.partial"):  # of a shard whose writer was killed
-            leftover.unlink()
+        sweep(self.path)
         ome = {
             "version": "0.5",
             "multiscales": [multiscale(header, 1, has_channels=self.channels is not None)],
         }
         zarr.create_group(
-            self.path,
+            zarr_store(self.path),
             attributes={
                 "ome": ome,
                 "raysegment_field": {**about, "recipe": header.recipe},

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from raysegment.geometry import Size, Window
 from raysegment.mask.field import FieldStore
 from raysegment.mask.store import MaskHeader, MaskStore
+from raysegment.storage import Location
 
 SIDE_OUTPUTS = ("probabilities", "uncertainty")
 
 
-def side_path(out: Path, name: str) -> Path:
+def side_path(out: Location, name: str) -> Location:
     """Where a side output of the mask `out` lies: ``mask.zarr`` → ``mask.probabilities.zarr``."""
     return out.with_name(f"{out.stem}.{name}.zarr")
 
@@ -30,7 +30,7 @@ class Outputs:
     @classmethod
     def at(
         cls,
-        out: Path,
+        out: Location,
         shape: Size,
         dtype: np.dtype,
         classes: int,

@@ -20,6 +20,8 @@ from zarr.codecs import ZstdCodec
 from raysegment.geometry import Size, Window
 from raysegment.model.spec import Class
 from raysegment.raster.protocol import PixelSize, Transform
+from raysegment.storage import Location
+from raysegment.storage.objects import remove, zarr_store
 
 #: The smallest level of the pyramid is not larger than this.
 TOP_LEVEL_PX = 1024
@@ -60,7 +62,7 @@ class MaskHeader:
 class MaskStore:
     """An OME-Zarr mask that is being written. `shard` is the edge of a shard: one writer each."""
 
-    def __init__(self, path: Path, shape: Size, dtype: np.dtype, shard: int, stride: int) -> None:
+    def __init__(self, path: Location, shape: Size, dtype: np.dtype, shard: int, stride: int) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
         self.shard = shard
         self.chunk = chunk_edge(stride, shard // stride)
@@ -79,8 +81,8 @@ class MaskStore:
             if (self.path / str(level) / "zarr.json").exists():
                 continue
             zarr.create_array(
-                self.path
-                / str(level),  # as a store of its own: Zarr would write the root's zarr.json otherwise
+                # as a store of its own: Zarr would write the root's zarr.json otherwise
+                zarr_store(self.path / str(level)),
                 shape=shape,
                 chunks=(self.chunk, self.chunk),
                 shards=(self.shard, self.shard),
@@ -107,7 +109,8 @@ class MaskStore:
 
     def read(self, level: int, window: Window) -> np.ndarray:
         """Labels (window.height, window.width) of a level."""
-        return np.asarray(zarr.open_array(self.path / str(level), mode="r")[window.slices()])
+        store = zarr_store(self.path / str(level), read_only=True)
+        return np.asarray(zarr.open_array(store, mode="r")[window.slices()])
 
     def write(self, level: int, window: Window, labels: np.ndarray) -> None:
         """Write one whole shard: `labels` (window.height, window.width). One that is all nodata is not stored."""
@@ -124,16 +127,28 @@ class MaskStore:
 
     def finish(self, header: MaskHeader) -> None:
         """Write the root metadata: from now on there is a mask."""
-        for leftover in self.path.rglob("*.partial"):  # of a shard whose writer was killed
+        sweep(self.path)
+        zarr.create_group(zarr_store(self.path), attributes=_attributes(header, self.level_shapes))
+
+
+def sweep(path: Location) -> None:
+    """Delete what zarr leaves on a disk of a shard whose writer was killed."""
+    if isinstance(path, Path):
+        for leftover in path.rglob("*.partial"):
             leftover.unlink()
-        zarr.create_group(self.path, attributes=_attributes(header, self.level_shapes))
 
 
-def write_whole(array: Path, window: Window, values: np.ndarray) -> None:
+def remove_store(path: Location) -> None:
+    """Delete a mask or what lies beside one, its root first: what is left of it, if that is cut short, is no mask."""
+    remove(path / "zarr.json")
+    remove(path)
+
+
+def write_whole(array: Location, window: Window, values: np.ndarray) -> None:
     """Write a whole shard of the last two axes as it is. Zarr would compare every chunk with the fill value first,
     which takes as long as all the rest."""
     with zarr.config.set({"array.write_empty_chunks": True}):
-        zarr.open_array(array, mode="r+")[..., *window.slices()] = values
+        zarr.open_array(zarr_store(array), mode="r+")[..., *window.slices()] = values
 
 
 def chunk_edge(stride: int, cells: int) -> int:
@@ -159,7 +174,7 @@ def mode_2x2(labels: np.ndarray) -> np.ndarray:
     return a
 
 
-def finished(path: Path) -> dict[str, Any] | None:
+def finished(path: Location) -> dict[str, Any] | None:
     """What a finished mask of ours at `path` says of itself (its ``raysegment`` attributes), or None."""
     if not (path / "zarr.json").is_file():
         return None

@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from raysegment.errors import InputError
 from raysegment.model.sidecar import read_sidecar, sidecar_path
 from raysegment.model.spec import ModelSpec
+from raysegment.storage import Url, location
+from raysegment.storage.objects import before_work, fetched
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,6 +103,14 @@ def _open_safetensors(path: Path) -> Model:
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
+    place = location(path)
+    if isinstance(place, Url):
+        if place.suffix != ".safetensors":
+            raise InputError(
+                f"{place}: of models at a URL only .safetensors are loaded: copy the others here"
+            )
+        with before_work():
+            return fetched(place)
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no model at {path}: give a {', '.join(_READ[:-1])} or {_READ[-1]} file")

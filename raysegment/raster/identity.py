@@ -3,15 +3,20 @@
 Up to `WHOLE_BYTES` every byte counts, so a copy or a touched file keeps its identity. Above that, reading all
 of it would cost more than it tells (1 GiB takes about a second, a 2 TB mosaic on a network disk hours): the
 digest then covers the files' names, sizes and modification times, and `SAMPLES` pieces spread over them.
+
+At a URL it covers names, sizes and what the storage says of the content: its ETag.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from raysegment.errors import InputError
+from raysegment.errors import GoneError, InputError
+from raysegment.storage import Url, location
+from raysegment.storage.objects import entries, open_bytes
 
 #: Content is hashed whole up to this size in all.
 WHOLE_BYTES = 1 << 30
@@ -25,10 +30,13 @@ _READ_BYTES = 1 << 22
 def path_identity(path: str | os.PathLike[str]) -> str:
     """blake2b (32 hex digits) of a file, or of all files of a folder with their relative names.
 
-    Raises InputError when something there cannot be read.
+    Raises InputError when something there cannot be read; StorageError for a URL.
     """
+    place = location(path)
+    if isinstance(place, Url):
+        return _url_identity(place)
     try:
-        return _identity(Path(path))
+        return _identity(place)
     except OSError as e:
         raise InputError(f"cannot read {e.filename or path}: {e.strerror}") from e
 
@@ -41,6 +49,26 @@ def part_identity(path: str | os.PathLike[str], offset: int, length: int) -> str
     except OSError as e:
         raise InputError(f"cannot read {path}: {e.strerror}") from e
     return digest.hexdigest()
+
+
+def content_identity(contents: Iterable[bytes]) -> str:
+    """The same of contents that are in memory."""
+    digest = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        digest.update(f"{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def _url_identity(url: Url) -> str:
+    found = entries(url)
+    if not found:
+        raise GoneError(f"cannot read {url}: it does not exist")
+    about = [f"{name}\0{entry.size}\0{entry.tag}".encode() for name, entry in found.items()]
+    if any(not entry.tag for entry in found.values()):  # a web server that says nothing: its ends must do
+        file = open_bytes(url)
+        count = min(SAMPLE_BYTES, file.size)
+        about += [file.read(0, count), file.read(file.size - count, count)]
+    return content_identity(about)
 
 
 def _identity(root: Path) -> str:

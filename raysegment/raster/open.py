@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raysegment.errors import InputError, NotBuiltError
+from raysegment.errors import GoneError, InputError
+from raysegment.storage import Url, location
+from raysegment.storage.objects import before_work, open_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raysegment.raster.protocol import Raster
 
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_raster(path: str | os.PathLike[str], *, select: Mapping[str, int] | None = None) -> Raster:
     """Open an image of any size without reading its pixels.
 
-    `path`: TIFF, BigTIFF, GeoTIFF/COG, OME-TIFF, SVS and other slide TIFFs; a Zarr v2/v3 array or group,
-    OME-Zarr; PNG, JPEG and the like when small. `select` fixes the axes that are neither y, x nor channel:
+    `path`: a path or a URL (s3://, gs://, https://) of a TIFF, BigTIFF, GeoTIFF/COG, OME-TIFF, SVS and other slide
+    TIFFs; a Zarr v2/v3 array or group, OME-Zarr; PNG, JPEG and the like when small.
+    `select` fixes the axes that are neither y, x nor channel:
     ``{"z": 0, "t": 3}``.
 
-    Raises InputError (missing, unreadable, a header that lies), UsageError (an axis that needs `select`, or a
-    `select` that does not fit), NotBuiltError (URLs).
+    Raises InputError (missing, unreadable, no rights, a header that lies), UsageError (an axis that needs `select`, a
+    `select` that does not fit, or a URL that needs a package).
     """
     text = os.fspath(path)
     chosen = dict(select or {})
-    if _URL.match(text):
-        # Here a store for the URL would be made, and handed to the same readers.
-        raise NotBuiltError(
-            f"{text}: reading from URLs is not built yet: give a path on this machine or a mount"
-        )
-    place = Path(os.path.abspath(text))
+    place = location(text)
+    if isinstance(place, Url):
+        with before_work():
+            return _open_url(place, chosen)
     if not place.exists():
         raise InputError(f"{text} does not exist: give the path of an image")
     if place.is_dir():
@@ -51,6 +50,30 @@ def open_raster(path: str | os.PathLike[str], *, select: Mapping[str, int] | Non
     from raysegment.raster.picture import PictureRaster
 
     return PictureRaster(str(place), chosen)
+
+
+def _open_url(url: Url, select: Mapping[str, int]) -> Raster:
+    """The same at a URL; what is a folder on a disk is there by the names of what it holds."""
+    try:
+        file = open_bytes(url)
+        head = file.read(0, min(16, file.size))
+    except GoneError:
+        head = b""
+    if head.startswith(_TIFF):
+        from raysegment.raster.tiff import TiffRaster
+
+        return TiffRaster(str(url), select)
+
+    from raysegment.raster.zarr import ZarrRaster, has_metadata
+
+    if has_metadata(url):
+        return ZarrRaster(str(url), select)
+    if not head:
+        raise InputError(f"{url} does not exist, or is empty: give the URL of an image")
+
+    from raysegment.raster.picture import PictureRaster
+
+    return PictureRaster(str(url), select)
 
 
 def _head(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysegment.errors import InputError, ReadError
+from raysegment.errors import InputError, ReadError, StorageError
 from raysegment.geometry import Size, Window
 from raysegment.raster.large_segment import LARGE_BYTES, MOST_KEPT_BYTES, LargeSegments
 from raysegment.raster.segment_cache import DECODED
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from tifffile import TiffFrame, TiffPage
 
-    from raysegment.raster.byte_file import ByteFile
+    from raysegment.storage.byte_file import ByteFile
+    from raysegment.storage.url_file import UrlFile
 
 #: What an uncompressed page is said to decode at once, if its segments allow: any part of it can be had alone.
 _DIRECT_CHUNK = 256
@@ -32,7 +33,7 @@ _DIRECT_CHUNK = 256
 class Page:
     """A page (y, x, sample), opened. `base` is the offset of one without a header of its own (ImageJ)."""
 
-    def __init__(self, page: TiffPage | TiffFrame, file: ByteFile, base: int | None = None) -> None:
+    def __init__(self, page: TiffPage | TiffFrame, file: ByteFile | UrlFile, base: int | None = None) -> None:
         key = page.keyframe
         if key is None or key.dtype is None or key._dtype is None:
             bits = getattr(key, "bitspersample", "?")
@@ -101,6 +102,7 @@ class Page:
         h = self._segment.height
         column_bytes = (math.ceil(window.bottom / h) - window.y // h) * self._planes * self._segment_bytes
         keeps = column_bytes <= DECODED.most_bytes  # a column that did not fit would push out its own top
+        self.file.expect(self._ranges(window))
         for plane in range(self._planes):
             samples = slice(plane * self._samples, (plane + 1) * self._samples)
             for index, place in self._segments(plane, window):
@@ -109,6 +111,8 @@ class Page:
                 target = out[rows, columns, samples]
                 try:
                     pixels = self._pixels(index, place, part, keeps)
+                except StorageError:  # says nothing of the segment
+                    raise
                 except Exception as e:  # codecs raise anything on damaged data
                     reason = str(e) or type(e).__name__
                     raise ReadError(
@@ -124,6 +128,15 @@ class Page:
                 index = (plane * self._rows + row) * self._columns + column
                 yield index, Window(y=row * h, x=column * w, height=h, width=w)
 
+    def _ranges(self, window: Window) -> Iterator[tuple[int, int]]:
+        """Offset and length of all that :meth:`read_into` will read for the window, in that order."""
+        for plane in range(self._planes):
+            for index, place in self._segments(plane, window):
+                if self._stored is not None and self._offsets[index]:
+                    yield from self._direct_ranges(self._offsets[index], place, window.intersect(place))
+                elif (self.file, (self._id, index)) not in DECODED:
+                    yield self._offsets[index], self._counts[index]
+
     def _pixels(self, index: int, place: Window, part: Window, keeps: bool) -> np.ndarray | None:
         """Pixels of `part` of one segment; None for one that is not stored (GDAL's sparse files).
 
@@ -132,7 +145,7 @@ class Page:
         offset, count = self._offsets[index], self._counts[index]
         if self._stored is not None and offset:
             self._check_whole(offset, place, part)
-            return self._direct(offset, place, part, self._stored)
+            return self._direct(self._direct_ranges(offset, place, part), part, self._stored)
         if not count:
             return None
         self.file.check(offset, count)
@@ -185,24 +198,25 @@ class Page:
         """Of one segment, unpacked."""
         return self._segment.area * self._samples * self.dtype.itemsize
 
-    def _direct(self, offset: int, place: Window, part: Window, dtype: np.dtype) -> np.ndarray:
-        """Uncompressed rows: read the bytes of `part` and no others."""
-        pixel = dtype.itemsize * self._samples
-        row = pixel * (self._segment.width)
-        start = offset + (part.y - place.y) * row
+    def _direct_ranges(self, offset: int, place: Window, part: Window) -> list[tuple[int, int]]:
+        """Offset and length of the bytes of `part`, and no others; in one piece where that is most of the rows."""
+        assert self._stored is not None
+        pixel = self._stored.itemsize * self._samples
+        row = pixel * self._segment.width
+        first = offset + (part.y - place.y) * row + (part.x - place.x) * pixel
         if 2 * part.width >= self._segment.width:
             # The last row is read only as far as its pixels go: the last strip of a file may end there.
-            skip = (part.x - place.x) * pixel
-            span = (part.height - 1) * row + part.width * pixel
-            data = np.frombuffer(self.file.read(start + skip, span), np.uint8)
-            strided = np.lib.stride_tricks.as_strided(
-                data, (part.height, part.width * pixel), (row, 1), writeable=False
-            )
+            return [(first, (part.height - 1) * row + part.width * pixel)]
+        return [(first + r * row, part.width * pixel) for r in range(part.height)]
+
+    def _direct(self, ranges: list[tuple[int, int]], part: Window, dtype: np.dtype) -> np.ndarray:
+        """Uncompressed rows."""
+        data = np.frombuffer(b"".join(self.file.read(*each) for each in ranges), np.uint8)
+        size = (part.height, part.width * dtype.itemsize * self._samples)
+        if data.size > size[0] * size[1]:
+            row = dtype.itemsize * self._samples * self._segment.width
+            strided = np.lib.stride_tricks.as_strided(data, size, (row, 1), writeable=False)
             data = np.ascontiguousarray(strided).reshape(-1)
-        else:
-            first = start + (part.x - place.x) * pixel
-            pieces = [self.file.read(first + r * row, part.width * pixel) for r in range(part.height)]
-            data = np.frombuffer(b"".join(pieces), np.uint8)
         return data.view(dtype).reshape(part.height, part.width, self._samples)
 
     def _check_whole(self, offset: int, place: Window, part: Window) -> None:

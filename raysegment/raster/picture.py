@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from typing import TYPE_CHECKING, BinaryIO
+from contextlib import closing
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 
-from raysegment.errors import InputError, ReadError, UsageError
+from raysegment.errors import InputError, ReadError, StorageError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.raster.byte_file import ByteFile
 from raysegment.raster.identity import part_identity, path_identity
 from raysegment.raster.validity import valid_pixels
 from raysegment.raster.window import check_window
+from raysegment.storage import Url, is_url, location
+from raysegment.storage.url_file import UrlFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,21 +61,24 @@ class PictureRaster:
         with self._opened() as image:
             self._describe(image)
 
-    def _opened(self) -> Image:
-        """The header alone; Pillow decodes later."""
+    def _opened(self, *, whole: bool = False) -> Image:
+        """The header alone; Pillow decodes later, where it will the `whole`."""
         import PIL.Image
 
         try:
             with warnings.catch_warnings():
                 # The size is checked in _describe, with our own limit.
                 warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-                return PIL.Image.open(self._encoded() if self.part else self.path, formats=_FORMATS)
+                encoded = None if self.part is None and not is_url(self.path) else self._encoded(whole=whole)
+                return PIL.Image.open(encoded or self.path, formats=_FORMATS)
         except PIL.UnidentifiedImageError as e:
             raise InputError(
                 f"{self.path} is no image that can be read (content decides): give TIFF, Zarr, PNG or JPEG"
             ) from e
         except PIL.Image.DecompressionBombError as e:
             raise InputError(_too_large(self.path, str(e))) from e
+        except StorageError:
+            raise
         except Exception as e:  # a damaged header makes Pillow raise nearly anything
             raise InputError(f"{self.path} is not a readable picture: {e}") from e
 
@@ -115,18 +121,20 @@ class PictureRaster:
         try:
             pixels = self._deep_png() if self._is_deep else self._by_pillow()
             return (pixels // self._stretch if self._stretch > 1 else pixels).reshape(self.shape)
+        except StorageError:
+            raise
         except Exception as e:  # codecs raise anything on damaged data
             raise ReadError(f"{self.path}: cannot read {window}: {e}") from e
 
     def _by_pillow(self) -> np.ndarray:
-        with self._opened() as image:
+        with self._opened(whole=True) as image:
             image.load()
             return np.asarray(image).astype(self.dtype, copy=False)
 
     def _deep_png(self) -> np.ndarray:
         import imagecodecs
 
-        with self._encoded() as f:
+        with self._encoded(whole=True) as f:
             return np.asarray(imagecodecs.png_decode(f.read()))
 
     def _png_depth(self) -> int:
@@ -135,15 +143,18 @@ class PictureRaster:
             head = f.read(25)
         return head[24] if len(head) == 25 else 8
 
-    def _encoded(self) -> BinaryIO:
-        """The picture's own bytes."""
-        if self.part is None:
+    def _encoded(self, *, whole: bool = False) -> IO[bytes]:
+        """The picture's own bytes; at a URL, only what is read of them is brought, or the `whole` at once."""
+        if self.part is not None:
+            with closing(ByteFile(self.path)) as part:
+                return io.BytesIO(part.read(*self.part))
+        place = location(self.path)
+        if not isinstance(place, Url):
             return open(self.path, "rb")
-        file = ByteFile(self.path)
-        try:
-            return io.BytesIO(file.read(*self.part))
-        finally:
-            file.close()
+        file = UrlFile(place)
+        if whole:
+            file.expect([(0, file.size)])
+        return cast(IO[bytes], file.stream())
 
     def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
         """Where alpha is not 0. True = data; None = everywhere."""

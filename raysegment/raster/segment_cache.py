@@ -56,6 +56,10 @@ class SegmentCache:
                 _, oldest = (self._later or self._next).popitem(last=False)
                 self.bytes -= oldest.nbytes
 
+    def __contains__(self, key: Key) -> bool:
+        with self._lock:
+            return key in self._next or key in self._later
+
     def forget(self, owner: object) -> None:
         """Let go of every piece of `owner`."""
         with self._lock:

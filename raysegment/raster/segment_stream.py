@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
     from raysegment.geometry import Size
-    from raysegment.raster.byte_file import ByteFile
+    from raysegment.storage.byte_file import ByteFile
+    from raysegment.storage.url_file import UrlFile
 
 #: Compressed bytes that are read at once, and unpacked ones that are in hand at once.
 _READ_BYTES = 1 << 17
@@ -114,7 +115,7 @@ def _stored_dtype(key: TiffPage) -> np.dtype:
 class Section(io.RawIOBase):
     """Some bytes of a file as a file."""
 
-    def __init__(self, file: ByteFile, offset: int, count: int) -> None:
+    def __init__(self, file: ByteFile | UrlFile, offset: int, count: int) -> None:
         self._file, self._at, self._left = file, offset, count
 
     def readable(self) -> bool:

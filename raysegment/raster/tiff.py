@@ -12,7 +12,6 @@ import numpy as np
 from raysegment import console
 from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size, Window
-from raysegment.raster.byte_file import ByteFile
 from raysegment.raster.georeference import Georeference, georeference_of
 from raysegment.raster.identity import path_identity
 from raysegment.raster.page import Page
@@ -21,6 +20,9 @@ from raysegment.raster.segment_cache import DECODED
 from raysegment.raster.stored import Stored
 from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
+from raysegment.storage import Url, location
+from raysegment.storage.byte_file import ByteFile
+from raysegment.storage.url_file import UrlFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -62,7 +64,7 @@ class TiffRaster:
     def __init__(self, path: str, select: Mapping[str, int]) -> None:
         self.path = path
         self.select = dict(select)
-        self._files: dict[str, ByteFile] = {}
+        self._files: dict[str, ByteFile | UrlFile] = {}
         self._stored: dict[int, Stored | None] = {}
         try:
             self._open()
@@ -75,7 +77,7 @@ class TiffRaster:
 
         _talk_quietly()
         try:
-            with tifffile.TiffFile(self.path) as tif:
+            with tifffile.TiffFile(self._header()) as tif:
                 levels = find_levels(tif, self.select, self.path)
                 self._levels = tuple(self._level(found) for found in levels)
                 first: TiffPage = levels[0].pages[0][0].keyframe
@@ -88,12 +90,22 @@ class TiffRaster:
         except Exception as e:  # a damaged header makes tifffile raise nearly anything
             raise InputError(f"{self.path} is not a readable TIFF: {type(e).__name__}: {e}") from e
 
+    def _header(self) -> Any:
+        """What tifffile opens."""
+        place = location(self.path)
+        if not isinstance(place, Url):
+            return self.path
+        self._files[self.path] = file = UrlFile(place)
+        return file.stream()
+
     def _level(self, found: LevelPages) -> _Level:
         pages = tuple(Page(page, self._file(page), base) for page, base in found.pages)
         mask = Page(found.mask, self._file(found.mask)) if found.mask is not None else None
         return _Level(pages, mask)
 
-    def _file(self, page: Any) -> ByteFile:
+    def _file(self, page: Any) -> ByteFile | UrlFile:
+        if isinstance(file := self._files.get(self.path), UrlFile):
+            return file  # of a set of files tifffile opens none but the first, without a disk
         path = page.parent.filehandle.path
         if path not in self._files:
             self._files[path] = ByteFile(path)

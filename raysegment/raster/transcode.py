@@ -32,6 +32,8 @@ from raysegment.raster.layout import HELD_BYTES, Layout
 from raysegment.raster.picture import PictureRaster
 from raysegment.raster.tiff import TiffRaster
 from raysegment.raster.validity import valid_pixels
+from raysegment.storage import Location, Url
+from raysegment.storage.objects import remove, zarr_store
 
 if TYPE_CHECKING:
     from raysegment.raster.protocol import Raster
@@ -47,12 +49,12 @@ _MOST_THREADS = 8
 
 def transcode(
     raster: Raster,
-    folder: Path,
+    folder: Location,
     *,
     identity: str,
     level: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> Path:
+) -> Location:
     """Copy a level of `raster` into a store in `folder`; the answer is the store's path.
 
     The same call again answers at once: the store's name stands for `identity` (the source's), its `select` and
@@ -64,12 +66,28 @@ def transcode(
     about = {"version": VERSION, "identity": identity, "select": raster.select, "level": level}
     name = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
     store = folder / f"{name}.zarr"
+    if isinstance(store, Url) or isinstance(folder, Url):
+        return _made_at_url(raster, store, about, level, progress)
     if store.exists():
         return store
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / f"{name}.lock"):
         if not store.exists():
             _make(raster, store, about, level, progress)
+    return store
+
+
+def _made_at_url(
+    raster: Raster, store: Location, about: dict[str, Any], level: int, progress: Callable[[int], None] | None
+) -> Location:
+    """The same where nothing can be renamed: with its root, written last, it is there. Its folder must be locked."""
+    if not (store / "zarr.json").is_file():
+        remove(store)
+        copy = _Copy(raster, level, store)
+        copy.run(progress)
+        zarr.create_group(
+            zarr_store(store), attributes={"raysegment": {**about, "has_validity": copy.has_validity}}
+        )
     return store
 
 
@@ -106,7 +124,7 @@ class _Shard:
 class _Copy:
     """The copying of one level: windows of the source come in, whole shards go out."""
 
-    def __init__(self, raster: Raster, level: int, path: Path) -> None:
+    def __init__(self, raster: Raster, level: int, path: Location) -> None:
         self.raster, self.level, self.size = raster, level, raster.levels[level]
         channels = raster.shape[2]
         self.pixel_bytes = channels * raster.dtype.itemsize
@@ -116,7 +134,7 @@ class _Copy:
         self._lock = threading.Lock()
         chunk, shard = self.layout.chunk, self.layout.shard
         self._pixels = zarr.create_array(
-            path / "pixels",
+            zarr_store(path / "pixels"),
             shape=(*self.size, channels),
             chunks=(*chunk, channels),
             shards=(*shard, channels),
@@ -125,7 +143,7 @@ class _Copy:
             fill_value=0,
         )
         self._valid = zarr.create_array(
-            path / "valid",
+            zarr_store(path / "valid"),
             shape=self.size,
             chunks=chunk,
             shards=shard,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysegment.errors import InputError, ReadError
+from raysegment.errors import InputError, ReadError, StorageError
 from raysegment.geometry import Size, Window
 from raysegment.raster.validity import valid_pixels
 from raysegment.raster.window import check_window
+from raysegment.storage import Location
+from raysegment.storage.objects import asked, zarr_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +27,12 @@ class TranscodedRaster:
     Several threads may read it at once. Pickled, it travels as its two paths.
     """
 
-    def __init__(self, store: Path, original: Raster) -> None:
+    def __init__(self, store: Location, original: Raster) -> None:
         import zarr
 
         self.store, self.original = store, original
         try:
-            group = zarr.open_group(store, mode="r")
+            group = zarr.open_group(zarr_store(store, read_only=True), mode="r")
             about: Any = group.attrs["raysegment"]
             pixels: Any = group["pixels"]
             self._pixels, self._validity = pixels, group["valid"] if about["has_validity"] else None
@@ -73,7 +74,9 @@ class TranscodedRaster:
 
     def _of_store(self, array: Any, window: Window) -> np.ndarray:
         try:
-            return np.asarray(array[window.slices()])
+            return np.asarray(asked(self.store, lambda: array[window.slices()]))
+        except StorageError:  # says nothing of the copy
+            raise
         except Exception as e:  # codecs raise anything on damaged data
             raise ReadError(
                 f"{self.path}: cannot read {window} of its copy {self.store}: {type(e).__name__}: {e}: "
@@ -92,10 +95,10 @@ class TranscodedRaster:
         """Close the original; the copy's files are not held open."""
         self.original.close()
 
-    def __reduce__(self) -> tuple[Callable[..., Raster], tuple[Path, Raster]]:
+    def __reduce__(self) -> tuple[Callable[..., Raster], tuple[Location, Raster]]:
         return TranscodedRaster, (self.store, self.original)
 
 
-def open_transcoded(store: Path, original: Raster) -> Raster:
+def open_transcoded(store: Location, original: Raster) -> Raster:
     """`original` with one level read from `store`, which :func:`transcode` made from it. Raises InputError."""
     return TranscodedRaster(store, original)

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysegment.errors import InputError, RaysegmentError, ReadError
+from raysegment.errors import InputError, RaysegmentError, ReadError, StorageError
 from raysegment.geometry import Size, Window
-from raysegment.raster.axes import Axes, guess_names, resolve
-from raysegment.raster.georeference import micrometres, pixel_size_of
-from raysegment.raster.identity import path_identity
+from raysegment.raster.axes import guess_names, resolve
+from raysegment.raster.georeference import pixel_size_of
+from raysegment.raster.identity import content_identity, path_identity
 from raysegment.raster.segment_cache import DECODED
 from raysegment.raster.stored import Stored
 from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
-from raysegment.raster.zarr_axes import dimension_names, names_by_parent, ome_axes
 from raysegment.raster.zarr_chunks import stored_chunks
+from raysegment.raster.zarr_metadata import (
+    dimension_names,
+    names_by_parent,
+    nodata,
+    ome_axes,
+    ome_pixel_size,
+    spatial_transform,
+)
+from raysegment.storage import Location, Url, location
+from raysegment.storage.objects import asked, zarr_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import zarr
 
-    from raysegment.raster.protocol import PixelSize, Raster, Transform
+    from raysegment.raster.protocol import PixelSize, Raster
     from raysegment.raster.segment_cache import Key
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
+
+
+def has_metadata(place: Location) -> bool:
+    """Whether there is a Zarr array or group. Raises StorageError."""
+    return any((place / name).is_file() for name in _METADATA)
 
 
 class ZarrRaster:
@@ -47,25 +60,24 @@ class ZarrRaster:
         self.path = path
         self.select = dict(select)
         self._stored: dict[int, Stored | None] = {}
-        if not any((Path(path) / name).is_file() for name in _METADATA):
+        self._place = location(path)
+        if not has_metadata(self._place):
             raise InputError(
                 f"{path} is a folder without Zarr metadata: give an image or a Zarr array or group"
             )
         try:
-            node = zarr.open(path, mode="r")
+            node = asked(self._place, lambda: zarr.open(zarr_store(self._place, read_only=True), mode="r"))
             if isinstance(node, zarr.Array):
-                self._open_array(node)
+                asked(self._place, lambda: self._open_array(node))
             else:
-                self._open_group(node)
+                asked(self._place, lambda: self._open_group(node))
         except RaysegmentError:
             raise
         except Exception as e:  # damaged metadata makes zarr raise nearly anything
             raise InputError(f"{path} is not a readable Zarr: {type(e).__name__}: {e}") from e
 
     def _open_array(self, array: zarr.Array) -> None:
-        names = (
-            dimension_names(array) or names_by_parent(Path(self.path)) or guess_names(array.shape, self.path)
-        )
+        names = dimension_names(array) or names_by_parent(self._place) or guess_names(array.shape, self.path)
         self.format = f"Zarr v{array.metadata.zarr_format}"
         self._describe([array], [names], dict(array.attrs), {})
 
@@ -104,7 +116,7 @@ class ZarrRaster:
         self.format = f"OME-Zarr {version}"
         self._describe(arrays, [names] * len(arrays), {**dict(arrays[0].attrs), **attributes}, units)
         if self.pixel_size is None:
-            self.pixel_size = _ome_pixel_size(scales, self._axes[0], units)
+            self.pixel_size = ome_pixel_size(scales, self._axes[0], units)
 
     def _describe(
         self,
@@ -136,8 +148,8 @@ class ZarrRaster:
         )
         self.chunk = self.chunks[0]
         self.crs = attributes.get("proj:code") or attributes.get("proj:wkt2")
-        self.transform = _spatial_transform(attributes)
-        self.nodata = representable(_nodata(attributes), self.dtype)
+        self.transform = spatial_transform(attributes)
+        self.nodata = representable(nodata(attributes), self.dtype)
         if self.transform is not None:
             known = {"meter": (1.0, False), "degree": (None, True)}  # nobody else need be asked then
             metres, geographic = known.get(units.get("y") or "", (None, None))
@@ -149,7 +161,9 @@ class ZarrRaster:
         """Pixels as stored (height, width, channels); missing chunks are the fill value. Raises ReadError."""
         check_window(window, self.levels[level], self.path)
         try:
-            return self._joined(window, level)
+            return asked(self._place, lambda: self._joined(window, level))
+        except StorageError:  # says nothing of the chunks
+            raise
         except Exception as e:  # codecs raise anything on damaged data
             raise ReadError(
                 f"{self.path}: cannot read {window} of level {level}: {type(e).__name__}: {e}"
@@ -207,12 +221,22 @@ class ZarrRaster:
         """The chunks that are in the store, by its folders' listings and the shards' indexes; None = every one."""
         if level not in self._stored:
             array = self._arrays[level]
-            self._stored[level] = stored_chunks(array, self._axes[level], Path(self.path) / array.path)
+            self._stored[level] = stored_chunks(array, self._axes[level], self._folder(array))
         return self._stored[level]
 
     def identity(self) -> str:
-        """Digest of every file of the store; see :mod:`raysegment.raster.identity`."""
-        return path_identity(self.path)
+        """Digest of every file of the store; see :mod:`raysegment.raster.identity`.
+
+        A web server does not list them: there it is of the metadata alone.
+        """
+        if not isinstance(self._place, Url) or self._place.is_writable:
+            return path_identity(self.path)
+        folders = [self._place, *(self._folder(array) for array in self._arrays)]
+        files = [folder / name for folder in folders for name in (*_METADATA, ".zattrs")]
+        return content_identity(file.read_bytes() for file in files if file.is_file())
+
+    def _folder(self, array: zarr.Array) -> Location:
+        return self._place / array.path if array.path else self._place
 
     def close(self) -> None:
         """Nothing is held open; what is kept decoded goes."""
@@ -220,45 +244,3 @@ class ZarrRaster:
 
     def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
         return ZarrRaster, (self.path, self.select)
-
-
-def _ome_pixel_size(
-    scales: Mapping[str, Any], axes: Axes, units: Mapping[str, str | None]
-) -> PixelSize | None:
-    """Scale of level 0: the data set's times the pyramid's. None where neither scale nor unit is said."""
-    lists = [scales["datasets"][0].get("coordinateTransformations"), scales.get("coordinateTransformations")]
-    found = [
-        t["scale"] for transformations in lists for t in transformations or () if t.get("type") == "scale"
-    ]
-    if not found:
-        return None
-    y, x = (float(np.prod([scale[axis] for scale in found])) for axis in (axes.y, axes.x))
-    unit_y, unit_x = (units.get(n) for n in list(units)[axes.y : axes.x + 1 : max(1, axes.x - axes.y)])
-    if unit_y == unit_x == "degree":
-        return (y, x, "degree")
-    um_y, um_x = micrometres(unit_y), micrometres(unit_x)
-    if um_y is not None and um_x is not None:
-        if unit_y == unit_x == "meter":
-            return (y, x, "m")
-        return (y * um_y, x * um_x, "um")
-    return None if y == x == 1.0 else (y, x, None)
-
-
-def _spatial_transform(attributes: Mapping[str, Any]) -> Transform | None:
-    values = attributes.get("spatial:transform")
-    if values is None:
-        return None
-    a, b, c, d, e, f = (float(v) for v in values[:6])
-    return (a, b, c, d, e, f)
-
-
-def _nodata(attributes: Mapping[str, Any]) -> float | None:
-    """By CF's and GDAL's attribute names; Zarr's fill value says what is not stored, not what is unknown."""
-    own = attributes.get("raysegment")  # a mask of ours
-    values = [attributes.get(name) for name in ("_FillValue", "nodata", "missing_value")]
-    for value in [*values, own.get("nodata") if isinstance(own, dict) else None]:
-        if isinstance(value, (int, float)):
-            return float(value)
-        if value in ("NaN", "nan"):
-            return float("nan")
-    return None

@@ -1,4 +1,4 @@
-"""Which chunks a Zarr array on a disk holds, without reading one of them.
+"""Which chunks a Zarr array holds, without reading one of them.
 
 A folder is listed once; a shard, which is one file, says in its index which of its chunks it holds
 (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/).
@@ -6,9 +6,9 @@ A folder is listed once; a shard, which is one file, says in its index which of 
 
 from __future__ import annotations
 
+import contextlib
 from itertools import product
 from math import ceil, prod
-from os import scandir
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +16,11 @@ import numpy as np
 from raysegment.errors import ReadError
 from raysegment.geometry import Size
 from raysegment.raster.stored import Stored
+from raysegment.storage import Location, Url
+from raysegment.storage.objects import open_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from raysegment.raster.axes import Axes
 
@@ -29,11 +30,14 @@ _MISSING = 2**64 - 1
 _INDEX_CODECS = {("bytes",): 0, ("bytes", "crc32c"): 4}
 
 
-def stored_chunks(array: Any, axes: Axes, folder: Path) -> Stored | None:
-    """The chunks of the plane that the zarr `array` holds in `folder`; None where all of them are there.
+def stored_chunks(array: Any, axes: Axes, folder: Location) -> Stored | None:
+    """The chunks of the plane that the zarr `array` holds in `folder`; None where all of them are there, or nobody
+    can say: a web server has no listings.
 
-    Raises ReadError when a folder cannot be listed.
+    Raises ReadError when a folder cannot be listed, StorageError.
     """
+    if isinstance(folder, Url) and not folder.is_writable:
+        return None
     chunks = tuple(array.chunks)
     files = tuple(array.shards or chunks)  # what one file covers
     inside = tuple(f // c for f, c in zip(files, chunks, strict=True))
@@ -63,7 +67,7 @@ def stored_chunks(array: Any, axes: Axes, folder: Path) -> Stored | None:
 class _Folders:
     """The names in the folders of a store, each folder listed once."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Location) -> None:
         self._root = root
         self._names: dict[str, frozenset[str]] = {}
 
@@ -75,28 +79,24 @@ class _Folders:
 
     def _listed(self, folder: str) -> frozenset[str]:
         try:
-            with scandir(self._root / folder) as entries:
-                return frozenset(entry.name for entry in entries)
+            return frozenset(entry.name for entry in (self._root / folder).iterdir())
         except FileNotFoundError:  # no chunk was ever written there
             return frozenset()
         except OSError as e:
             raise ReadError(f"cannot list {self._root / folder}: {e.strerror or e}") from e
 
 
-def _held_by_shard(path: Path, codec: Any, inside: tuple[int, ...]) -> np.ndarray:
+def _held_by_shard(path: Location, codec: Any, inside: tuple[int, ...]) -> np.ndarray:
     """bool, one for each inner chunk. All of them where the index cannot be read: reading the chunks says why."""
     extra = _INDEX_CODECS.get(tuple(c.to_dict()["name"] for c in codec.index_codecs))
     if extra is None:
         return np.ones(inside, bool)
     size = 16 * prod(inside)
     try:
-        with path.open("rb") as f:
-            if codec.index_location.value == "end":
-                f.seek(-(size + extra), 2)
-            data = f.read(size)
-    except OSError:
-        return np.ones(inside, bool)
-    if len(data) != size:
+        with contextlib.closing(open_bytes(path)) as file:
+            at_end = codec.index_location.value == "end"
+            data = file.read(max(0, file.size - size - extra) if at_end else 0, size)
+    except (OSError, EOFError):
         return np.ones(inside, bool)
     # Entries of a missing chunk are all ones, in either byte order.
     return (np.frombuffer(data, "<u8").reshape(*inside, 2) != _MISSING).any(axis=-1)

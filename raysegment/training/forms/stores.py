@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raysegment.errors import InputError, RaysegmentError
-from raysegment.raster.zarr_axes import planes
+from raysegment.raster.zarr_metadata import planes
 from raysegment.training.forms.scene import File, Listing, Pair
 
 _METADATA = ("zarr.json", ".zgroup", ".zarray")

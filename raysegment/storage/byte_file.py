@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 
 class ByteFile:
@@ -15,6 +16,9 @@ class ByteFile:
         self.path = path
         self._fd: int | None = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self.size = os.fstat(self._fd).st_size
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """See :meth:`raysegment.storage.url_file.UrlFile.expect`; a disk needs no warning."""
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes. Raises OSError, EOFError when the file ends before."""

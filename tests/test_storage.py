@@ -1,0 +1,163 @@
+"""Paths and URLs: one set of promises, kept on a disk and in memory; the lock that runs out."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raysegment.errors import LockedError, UsageError, WorkError
+from raysegment.storage import Location, Url, is_url, location
+from raysegment.storage.lease import hold
+from raysegment.storage.objects import check_writable, entries, fetched, glob, put, put_new, remove
+
+
+@pytest.fixture(params=["disk", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Location]:
+    place = tmp_path if request.param == "disk" else location("memory://storage-test")
+    yield place
+    remove(place)
+
+
+def test_a_url_answers_like_a_path() -> None:
+    url, path = location("s3://bucket/masks/a.ome.zarr"), Path("/bucket/masks/a.ome.zarr")
+    assert isinstance(url, Url)
+    assert (url.name, url.stem, url.suffix) == (path.name, path.stem, path.suffix)
+    assert str(url.with_name("b.zarr")) == "s3://bucket/masks/b.zarr"
+    assert str(url / "0" / "zarr.json") == "s3://bucket/masks/a.ome.zarr/0/zarr.json"
+    assert str(url.parent) == "s3://bucket/masks"
+    assert pickle.loads(pickle.dumps(url)) == url
+
+
+def test_a_signed_address_keeps_its_query() -> None:
+    url = location("https://host/folder/a.tif?sig=1/2")
+    assert (url.name, url.suffix) == ("a.tif", ".tif")
+    assert str(url.with_name("b.tif")) == "https://host/folder/b.tif?sig=1/2"
+
+
+@pytest.mark.parametrize("name", ["ftp://host/a", "s3://", "az://x/y"])
+def test_what_names_no_place_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        location(name)
+
+
+def test_a_file_appears_whole_and_is_listed(folder: Location) -> None:
+    put(folder / "a/b.bin", b"one")
+    put(folder / "a/b.bin", b"three")
+    put(folder / "c.txt", b"")
+    assert (folder / "a/b.bin").read_bytes() == b"three"
+    assert {name: entry.size for name, entry in entries(folder).items()} == {"a/b.bin": 5, "c.txt": 0}
+    assert glob(f"{folder}/**/*.bin") == [str(folder / "a/b.bin")]
+    assert ((folder / "a").is_dir(), (folder / "a").is_file(), (folder / "none").exists()) == (
+        True,
+        False,
+        False,
+    )
+    with pytest.raises(FileNotFoundError):
+        (folder / "none").read_bytes()
+    remove(folder / "a")
+    remove(folder / "a")
+    assert list(entries(folder)) == ["c.txt"]
+
+
+def test_of_many_who_create_a_file_one_does(folder: Location) -> None:
+    won = [put_new(folder / "lock", str(i).encode()) for i in range(5)]
+    assert won == [True, False, False, False, False]
+    assert (folder / "lock").read_bytes() == b"0"
+
+
+def test_what_can_only_be_read_is_no_output() -> None:
+    with pytest.raises(UsageError, match="--out: https:// can only be read"):
+        check_writable(location("https://host/masks"), "--out")
+
+
+def test_a_copy_is_brought_again_when_it_was_replaced() -> None:
+    url = location("memory://storage-test/model.bin")
+    assert isinstance(url, Url)
+    put(url, b"old")
+    assert fetched(url).read_bytes() == b"old"
+    put(url, b"newer")
+    assert fetched(url).read_bytes() == b"newer"
+    remove(url)
+
+
+def holder(pid: int, lasts_s: float, host: str = "") -> bytes:
+    about = {
+        "host": host or socket.gethostname(),
+        "pid": pid,
+        "token": "theirs",
+        "expires_at": time.time() + lasts_s,
+    }
+    return json.dumps(about).encode()
+
+
+def dead_pid() -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_a_lock_is_gone_with_its_holder(folder: Location) -> None:
+    with hold(folder / "lock"):
+        assert (folder / "lock").exists()
+    assert not (folder / "lock").exists()
+
+
+@pytest.mark.parametrize("content", [b"", holder(1, -1, "elsewhere"), b"{}"])
+def test_a_lock_that_has_run_out_is_taken_over(folder: Location, content: bytes) -> None:
+    put(folder / "lock", content)
+    with hold(folder / "lock") as lease:
+        lease.check()
+
+
+def test_a_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(folder: Location) -> None:
+    put(folder / "lock", holder(dead_pid(), 3600))
+    started = time.monotonic()
+    with hold(folder / "lock"):
+        assert time.monotonic() - started < 5
+
+
+def test_a_living_holder_keeps_others_out(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raysegment.storage.lease._POLL_S", 0.1)
+    with (
+        hold(folder / "lock", lasts_s=1.0),
+        pytest.raises(LockedError, match=f"process {os.getpid()}"),
+        hold(folder / "lock"),
+    ):
+        pass
+
+
+def test_a_holder_far_away_that_is_silent_is_waited_for(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raysegment.storage.lease._POLL_S", 0.1)
+    put(folder / "lock", holder(1, 1.0, "elsewhere"))
+    started = time.monotonic()
+    with hold(folder / "lock"):
+        assert time.monotonic() - started >= 0.9
+
+
+def test_a_lock_that_was_lost_is_noticed(folder: Location) -> None:
+    with hold(folder / "lock", lasts_s=0.3) as lease:
+        put(folder / "lock", holder(1, 60, "elsewhere"))
+        for thread in threading.enumerate():
+            if thread.name == "lease":
+                thread.join(5)
+        with pytest.raises(WorkError, match="lost to process 1 on elsewhere"):
+            lease.check()
+    assert (folder / "lock").exists()
+
+
+def test_a_path_is_no_url() -> None:
+    assert not is_url("/a/b://c")
+    assert not is_url("file:///a.tif")
+    assert location("file:///a%20b.tif") == Path("/a b.tif")
