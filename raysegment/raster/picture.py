@@ -12,11 +12,11 @@ import numpy as np
 
 from raysegment.errors import InputError, ReadError, StorageError, UsageError
 from raysegment.geometry import Size, Window
-from raysegment.raster.byte_file import ByteFile
 from raysegment.raster.identity import part_identity, path_identity
 from raysegment.raster.validity import valid_pixels
 from raysegment.raster.window import check_window
 from raysegment.storage import Url, is_url, location
+from raysegment.storage.byte_file import ByteFile
 from raysegment.storage.url_file import UrlFile
 
 if TYPE_CHECKING:
