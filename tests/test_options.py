@@ -502,8 +502,7 @@ def errors_of(worker: SegmentActor) -> list[str]:
     """Have every block segmented, one after the other; what went wrong."""
     found = []
     for index, block in worker.plan.blocks:
-        run = {"image": [index], "blocks": [[block.row, block.col]]}
-        answers = list(worker({key: np.array(value) for key, value in run.items()}))
+        answers = list(worker({"blocks": np.array([[index, block.row, block.col]])}))
         found += [answer["error"][0] for answer in answers]
     return [error for error in found if error]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 # isort: off
-from raysegment.cli import train, infer, evaluate, look, export, synth, demo, doctor, promised  # noqa: F401
+from raysegment.cli import train, infer, evaluate, batch, look, export, synth, demo, doctor, promised  # noqa: F401
 
 # isort: on
 from raysegment import console

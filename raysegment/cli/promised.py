@@ -10,7 +10,6 @@ from raysegment.cli.common import app
 from raysegment.errors import NotBuiltError
 
 _PROMISED = {
-    "batch": "run the batch job that a file describes.",
     "schedule": "let cron, systemd, Slurm or Kubernetes run a job.",
     "jobs": "list, follow and stop jobs on a cluster.",
     "convert": "make a pyramidal OME-Zarr of any image.",

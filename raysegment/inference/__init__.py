@@ -8,7 +8,8 @@ What is decided: `request.py` (what is asked), `image.py` and `foreground.py` (o
 against what is there), `auto.py` (what is measured), `resolve.py` (all of it into a plan), `plan.py` (the plan),
 `selfcheck.py` (whether it holds).
 
-What is done: `run.py` (`infer`), `estimate.py` (`plan`), `options.py` (what either may be told), `flow.py` (both stages
+What is done: `run.py` (`infer`), `many.py` and `joining.py` (many images that go their own ways), `policy.py` (how
+failures are taken), `estimate.py` (`plan`), `options.py` (what either may be told), `flow.py` (both stages
 at once), `pipeline.py` (segmenting over Ray Data), `assembly.py` and `writing.py` (which shard may be written when, and
 by whom), `scratch.py` (the resume), `finish.py`.
 

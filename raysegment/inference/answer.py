@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raysegment import console
-from raysegment.errors import RaysegmentError, WorkError
+from raysegment.errors import RaysegmentError, StorageError, WorkError
 from raysegment.hardware import peak_memory
 
 Row = dict[str, Any]
@@ -17,20 +17,24 @@ def reported(work: Callable[..., Row], **row: int) -> Row:
     """Do the work of one row; an error becomes part of the answer, and the driver raises it as its own."""
     answer: Row = {}
     error = trace = ""
+    of_place = passing = False
     try:
         answer = work(**row)
     except RaysegmentError as e:
-        error = str(e)
+        error, passing = str(e), isinstance(e, StorageError)
     except OSError as e:  # a disk or a store that fails: the place is what helps
+        of_place = True
         error, trace = f"{e.filename}: {e.strerror}" if e.filename else str(e), traceback.format_exc()
     except Exception as e:  # Ray would repeat a failing actor call for ever
         error, trace = f"{type(e).__name__}: {e}", traceback.format_exc()
     blank = {"tiles": 0, "compute_s": 0.0, "began_at": 0.0} if not answer else {}
-    return {**row, **blank, **answer, "error": error, "trace": trace, "peak_bytes": peak_memory()}
+    told = {"error": error, "trace": trace, "of_place": of_place, "passing": passing}
+    return {**row, **blank, **answer, **told, "peak_bytes": peak_memory()}
 
 
-def fail_on_error(answer: Row) -> None:
-    """Raise the error that a worker reported."""
+def fail_on_error(answer: Row, *, set_aside: bool = False) -> None:
+    """Raise the error that a worker reported; with `set_aside`, only one that is no image's own."""
     if answer["error"]:
         console.detail(answer["trace"])
-        raise WorkError(answer["error"])
+        if not set_aside or answer["of_place"]:
+            raise WorkError(answer["error"])

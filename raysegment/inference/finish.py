@@ -33,7 +33,10 @@ class InferredImage:
     tiles_skipped: int
     failed_regions: list[dict[str, Any]]
     sides: tuple[str, ...]
+    identity: str
+    """Of the source's content."""
     blocks: int = 0
+    """0 when it was there before."""
     blocks_resumed: int = 0
     forward_pixels: int = 0
     calibration_pixels: int = 0
@@ -53,6 +56,7 @@ class InferredImage:
             tiles_skipped=about.get("tiles_skipped", 0),
             failed_regions=[{"image": image.stored.path, **r} for r in about.get("failed_regions", [])],
             sides=sides,
+            identity=image.identity,
         )
 
     def note(self, clock: Clock, workers: int, calibration_pixels: int) -> None:
@@ -109,6 +113,7 @@ def finish_image(
         tiles_skipped=skipped,
         failed_regions=_regions(failures, image),
         sides=tuple(outputs.fields),
+        identity=planned.identity,
         blocks=len(grid.blocks()),
         blocks_resumed=tally.resumed,
         forward_pixels=tally.tiles * VIEWS[plan.tta] * plan.tile**2,

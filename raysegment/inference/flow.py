@@ -13,6 +13,7 @@ from raysegment import console
 from raysegment.geometry import Block, Size
 from raysegment.inference.assembly import Assembly, Shard
 from raysegment.inference.pipeline import BlockDone, ModelSource, segment
+from raysegment.inference.policy import Policy
 from raysegment.inference.writing import ShardDone, Writing
 from raysegment.mask.outputs import Outputs
 from raysegment.storage import location
@@ -51,12 +52,25 @@ class Clock:
 
 
 class Flow:
-    """One run over all images of a plan. `finish` is told of every image whose shards are all written."""
+    """One run over all images of a plan.
+
+    `finish` is told of every image whose shards are all written, `fail` of every one that is set aside, why, and
+    whether that may pass.
+    """
 
     def __init__(
-        self, plan: Plan, todo: set[int], scratch: Scratch, finish: Callable[[int, Outputs, Tally], None]
+        self,
+        plan: Plan,
+        todo: set[int],
+        scratch: Scratch,
+        finish: Callable[[int, Outputs, Tally], None],
+        fail: Callable[[int, str, bool], None] | None = None,
+        policy: Policy | None = None,
     ) -> None:
-        self.plan, self.scratch, self._finish = plan, scratch, finish
+        self.plan, self.scratch, self._finish, self._fail = plan, scratch, finish, fail
+        self.policy = policy or Policy()
+        self._created: set[int] = set()
+        self._failed: set[int] = set()
         self.clock = Clock()
         self.outputs = [_outputs(plan, index) for index in range(len(plan.images))]
         self.assemblies = {i: Assembly(plan, i, self.outputs[i].mask) for i in sorted(todo)}
@@ -69,9 +83,9 @@ class Flow:
         missing = [at for at in mine if at not in has]
         if has:
             console.say(f"going on: {len(has)} of {len(mine)} blocks are there already")
-        for outputs in (self.outputs[i] for i in self.assemblies):
-            outputs.create()
-        writing = Writing(self.plan, self.outputs, self.scratch, at_once=workers)
+        writing = Writing(
+            self.plan, self.outputs, self.scratch, at_once=workers, set_aside=self.policy.set_aside
+        )
         try:
             for index, block in has:
                 self.tallies[index].resumed += 1
@@ -88,11 +102,13 @@ class Flow:
         total = sum(plan.grids[i].own(block).area for i, block in missing) / 1e6
         with (
             console.progress("segment", total, "MP") as bar,
-            contextlib.closing(segment(plan, missing, model, self.scratch, workers)) as rows,
+            contextlib.closing(segment(plan, missing, model, self.scratch, workers, self.policy)) as rows,
         ):
             for row in rows:
                 done += 1
                 self._note(row)
+                if row.error:
+                    self._set_aside(row.image, row.error, row.passing)
                 self._block_is_there(row.image, row.block, writing)
                 for shard in writing.done(wait=False):
                     self._shard_is_there(shard, writing)
@@ -103,6 +119,8 @@ class Flow:
 
     def _note(self, row: BlockDone) -> None:
         clock = self.clock
+        if row.error:
+            return
         clock.first_block = min(clock.first_block or row.began_at, row.began_at)
         clock.last_shard = time.time()
         clock.compute_s += row.compute_s
@@ -110,7 +128,8 @@ class Flow:
         self.tallies[row.image].tiles += row.tiles
 
     def _write_the_rest(self, writing: Writing) -> None:
-        left = sum(assembly.unwritten for assembly in self.assemblies.values())
+        going = [assembly for i, assembly in self.assemblies.items() if i not in self._failed]
+        left = sum(assembly.unwritten for assembly in going)
         with console.progress("stitch", left, "shards") as bar:
             while writing.is_busy:
                 for shard in writing.done(wait=True):
@@ -118,13 +137,22 @@ class Flow:
                     bar.advance()
 
     def _block_is_there(self, index: int, block: Block, writing: Writing) -> None:
+        if index in self._failed:
+            return
         assembly = self.assemblies[index]
         for shard in assembly.done(block):
+            if index not in self._created:  # not all at the start: nobody works while a thousand are made
+                self._created.add(index)
+                self.outputs[index].create()
             writing.submit(shard, assembly)
 
     def _shard_is_there(self, done: ShardDone, writing: Writing) -> None:
         shard: Shard = done.shard
         assembly, tally = self.assemblies[shard.image], self.tallies[shard.image]
+        if done.error:
+            self._set_aside(shard.image, done.error, done.passing)
+        if shard.image in self._failed:
+            return
         tally.class_pixels.update(dict(enumerate(done.class_pixels)))
         self.clock.stitch_s += done.work_s
         self.clock.last_shard = time.time()
@@ -132,6 +160,13 @@ class Flow:
             writing.submit(ready, assembly)
         if assembly.is_finished:
             self._finish(shard.image, self.outputs[shard.image], tally)
+
+    def _set_aside(self, index: int, reason: str, passing: bool) -> None:
+        """The image failed: nothing more of it is wanted."""
+        if index not in self._failed and self._fail is not None:
+            self._failed.add(index)
+            self.scratch.set_aside(index)
+            self._fail(index, reason, passing)
 
 
 def _outputs(plan: Plan, index: int) -> Outputs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from raysegment import console
 from raysegment.errors import OutputExistsError, UsageError
 from raysegment.hardware import pick_device
 from raysegment.inference.image import Image
-from raysegment.inference.plan import Plan
+from raysegment.inference.plan import ImagePlan, Plan
 from raysegment.inference.request import Request, choose_cells, choose_tile
 from raysegment.inference.results import readable_bytes
 from raysegment.mask.outputs import SIDE_OUTPUTS, side_path
@@ -51,14 +51,17 @@ class Job:
         select: Mapping[str, int] | None,
     ) -> Job:
         """Open the images, each with its output, and the model. Raises InputError and UsageError."""
+        job = cls.of_model(model, request)
+        images = tuple(Image.open(source, out, request, job.spec, select) for source, out in sources)
+        return replace(job, images=images)
+
+    @classmethod
+    def of_model(cls, model: str | Path | Model, request: Request) -> Job:
+        """What is asked of no image yet. Raises InputError."""
         if isinstance(model, (str, Path)):
             path = str(location(model))
-            spec, identity = load_spec(path), file_identity(path)
-            network: str | Model = path
-        else:
-            spec, identity, network = model.spec, model.identity(), model
-        images = tuple(Image.open(source, out, request, spec, select) for source, out in sources)
-        return cls(images, network, identity, spec, request)
+            return cls((), path, file_identity(path), load_spec(path), request)
+        return cls((), model, model.identity(), model.spec, request)
 
     def check(self) -> None:
         """Raise UsageError or InputError for what does not fit, before anything is touched."""
@@ -91,6 +94,11 @@ class Job:
             asked["precision"] = self.request.precision
         return [key for key, value in asked.items() if recipe.get(key) != value]
 
+    def differences_of_mask(self, image: Image, about: Mapping[str, Any]) -> list[str]:
+        """What the caller asks for that a finished mask, which says `about` of itself, is not or lacks beside it."""
+        lacks = [n for n in self.sides if not (side_path(image.out, n) / "zarr.json").is_file()]
+        return self.differences(image, about["recipe"]) + lacks
+
     def finished_mask(self, image: Image, scratch: Scratch, overwrite: bool) -> dict[str, Any] | None:
         """What the finished mask of this very call says of itself; None when there is work to do.
 
@@ -98,12 +106,11 @@ class Job:
         """
         for path in (image.out, *(side_path(image.out, name) for name in self.sides)):
             if path.exists():
-                self._check_in_the_way(path, scratch, overwrite)
+                self.check_in_the_way(path, scratch, overwrite)
         about = finished(image.out)
         if about is None:
             return None
-        differences = self.differences(image, about["recipe"])
-        differences += [n for n in self.sides if not (side_path(image.out, n) / "zarr.json").is_file()]
+        differences = self.differences_of_mask(image, about)
         if differences and not overwrite:
             raise OutputExistsError(
                 f"{image.out} holds a mask made with another {' and '.join(differences)}: "
@@ -111,7 +118,7 @@ class Job:
             )
         return None if differences else about
 
-    def _check_in_the_way(self, path: Location, scratch: Scratch, overwrite: bool) -> None:
+    def check_in_the_way(self, path: Location, scratch: Scratch, overwrite: bool) -> None:
         """Raise OutputExistsError for something at an output that is none of ours."""
         if (path / "zarr.json").is_file() and _is_ours(path):
             return
@@ -152,17 +159,23 @@ class Job:
             return ["list of images"]
         found: list[str] = []
         for image in todo:
-            made = planned[str(image.out)]
-            found += self.differences(image, plan.recipe(made))
-            cells = choose_cells(self.request, image.region, plan.tile, plan.overlap)
-            if self.request.max_memory is None and cells != made.cells_per_block:
-                found.append("block")
-        for key in ("device", "batch_size"):
-            asked = getattr(self.request, key)
-            if asked != "auto" and asked != getattr(plan, key):
-                found.append(key)
+            found += self.differences_of_image(image, plan, planned[str(image.out)])
+        return list(dict.fromkeys(found + self.differences_of_settings(plan)))
+
+    def differences_of_image(self, image: Image, plan: Plan, made: ImagePlan) -> list[str]:
+        """What this call asks of an image that it was not planned with."""
+        found = self.differences(image, plan.recipe(made))
+        cells = choose_cells(self.request, image.region, plan.tile, plan.overlap)
+        if self.request.max_memory is None and cells != made.cells_per_block:
+            found.append("block")
+        return found
+
+    def differences_of_settings(self, plan: Plan) -> list[str]:
+        """What this call asks for of all images, besides their recipes, that the plan was not made with."""
+        asked = {key: getattr(self.request, key) for key in ("device", "batch_size")}
+        found = [key for key, value in asked.items() if value not in ("auto", getattr(plan, key))]
         found += [k for k in (*SIDE_OUTPUTS, "on_error") if getattr(self.request, k) != getattr(plan, k)]
-        return list(dict.fromkeys(found))
+        return found
 
     def clear_outputs(self, todo: Sequence[Image], scratch: Scratch, plan: Plan) -> None:
         """Put what is at the outputs out of the way and write the plan down, so that no crash in between leaves

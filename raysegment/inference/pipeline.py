@@ -22,10 +22,11 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from raysegment import console
-from raysegment.errors import StorageError, WorkError
+from raysegment.errors import AnswerError, StorageError, WorkError
 from raysegment.geometry import Block
 from raysegment.inference.answer import Row, fail_on_error, reported
 from raysegment.inference.plan import BLOCKS_IN_HAND, Plan
+from raysegment.inference.policy import Policy
 from raysegment.inference.scratch import MAX_ATTEMPTS, Scratch
 from raysegment.runtime import FRUGAL_ENVIRONMENT, WORKER_ENVIRONMENT
 
@@ -45,6 +46,8 @@ MAX_PIECES = 4000
 NO_PROGRESS_S = 1800
 #: Images that one worker keeps open.
 _OPEN_IMAGES = 16
+#: Seconds before a block is tried again, first and later.
+_WAITS_S = (0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,19 @@ class BlockDone:
     """Seconds since the epoch, by the worker's clock."""
     peak_bytes: int
     """The most memory that the worker has ever held."""
+    error: str = ""
+    """Why the image is to be set aside."""
+    passing: bool = False
+    """Whether that says nothing of the image: a storage that did not answer may do so tomorrow."""
 
 
 class SegmentActor:
     """Lives in one worker: the network, loaded once, and the images it has open."""
 
-    def __init__(self, plan: Plan, model: ModelSource, scratch: Scratch) -> None:
-        self.plan, self.scratch = plan, scratch
+    def __init__(
+        self, plan: Plan, model: ModelSource, scratch: Scratch, policy: Policy | None = None
+    ) -> None:
+        self.plan, self.scratch, self.policy = plan, scratch, policy or Policy()
         self._model = model
         self._segmenter: Segmenter | None = None
         self._images: OrderedDict[int, tuple[Raster, Foreground | None]] = OrderedDict()
@@ -75,10 +84,16 @@ class SegmentActor:
 
     def __call__(self, runs: dict[str, np.ndarray]) -> Iterator[Row]:
         """Segment the blocks of one run, in order; tells of each as it is done."""
-        for row, col in np.asarray(runs["blocks"][0]).reshape(-1, 2).tolist():
-            answer = reported(self._segment, image=int(runs["image"][0]), row=row, col=col)
+        for image, row, col in np.asarray(runs["blocks"][0]).reshape(-1, 3).tolist():
+            if self.policy.until is not None and time.time() >= self.policy.until:
+                return
+            if self.policy.set_aside and self.scratch.is_set_aside(image):
+                continue
+            answer = reported(self._segment, image=image, row=row, col=col)
+            if answer["error"] and self.policy.set_aside:
+                self.scratch.set_aside(image)
             yield {key: [value] for key, value in answer.items()}
-            if answer["error"]:
+            if answer["error"] and not self.policy.set_aside:
                 return
 
     def _segment(self, image: int, row: int, col: int) -> Row:
@@ -97,16 +112,30 @@ class SegmentActor:
             if self.plan.on_error == "fail":
                 raise WorkError(f"block {row},{col} of {self.plan.images[image].source} {reason}")
             return self._save(image, block, time.time(), self._lost(image, block, reason))
-        segmenter = self._load()
+        self._load()
         began_at = time.time()
         try:
-            raster, foreground = self._open(image)
-            done = segmenter.segment(raster, image, block, foreground)
+            done = self._segmented(image, block)
         except WorkError as e:
             if self.plan.on_error == "fail" or isinstance(e, StorageError):  # which may well answer tomorrow
                 raise
             return self._save(image, block, began_at, self._lost(image, block, str(e)))
         return self._save(image, block, began_at, done.record, done)
+
+    def _segmented(self, image: int, block: Block) -> Segmented:
+        """One block, tried again after a failure that may pass."""
+        for at in range(self.policy.tries):
+            try:
+                raster, foreground = self._open(image)
+                return self._load().segment(raster, image, block, foreground)
+            except AnswerError:  # it would answer the same again
+                raise
+            except Exception:
+                if at + 1 == self.policy.tries:
+                    raise
+            self._forget(image)
+            time.sleep(_WAITS_S[min(at, len(_WAITS_S) - 1)])
+        raise AssertionError
 
     def _save(
         self, image: int, block: Block, began_at: float, record: Record, done: Segmented | None = None
@@ -154,31 +183,43 @@ class SegmentActor:
             self._images.move_to_end(image)
             return self._images[image]
 
+    def _forget(self, image: int) -> None:
+        """Have it opened anew. It is not closed: another thread may be reading it."""
+        with self._opening:
+            self._images.pop(image, None)
+
 
 def runs(missing: list[tuple[int, Block]], workers: int) -> list[Row]:
     """The blocks cut into runs of neighbours, long ones first and single blocks at the end.
 
     A run goes along two rows of blocks at once, up and down: a worker that goes on with the next block has up to half
-    of its border decoded already. And when little is left, nobody must wait for one who still has much.
+    of its border decoded already. It may hold several images: small ones would otherwise cost more than their pixels.
+    And when little is left, nobody must wait for one who still has much.
     """
     order = sorted(missing, key=lambda at: (at[0], at[1].row // 2, at[1].col, at[1].row))
     found: list[Row] = []
     at, room = (-1, -1), 0
     for done, (image, block) in enumerate(order):
-        if at != (image, block.row // 2) or room == 0:
-            at, room = (image, block.row // 2), max(1, (len(order) - done) // (4 * workers))
-            found.append({"image": image, "blocks": []})
-        found[-1]["blocks"] += [block.row, block.col]
+        if (at[0] == image and at[1] != block.row // 2) or room == 0:
+            room = max(1, (len(order) - done) // (4 * workers))
+            found.append({"blocks": []})
+        at = (image, block.row // 2)
+        found[-1]["blocks"] += [image, block.row, block.col]
         room -= 1
     return found
 
 
 def segment(
-    plan: Plan, missing: list[tuple[int, Block]], model: ModelSource, scratch: Scratch, workers: int
+    plan: Plan,
+    missing: list[tuple[int, Block]],
+    model: ModelSource,
+    scratch: Scratch,
+    workers: int,
+    policy: Policy,
 ) -> Generator[BlockDone]:
     """Segment the blocks `missing`, as (image, block); tells of each as it is done.
 
-    Raises WorkError for the first block that failed.
+    Raises WorkError for the first block that failed, unless by the policy its image is set aside.
     """
     if not missing:
         return
@@ -187,7 +228,8 @@ def segment(
     rows = _run(
         runs(missing, workers),
         SegmentActor,
-        fn_constructor_args=(plan, model, scratch),
+        policy.set_aside,
+        fn_constructor_args=(plan, model, scratch, policy),
         compute=ActorPoolStrategy(
             size=min(workers, len(missing)),
             max_tasks_in_flight_per_actor=2 * in_hand,
@@ -206,17 +248,19 @@ def segment(
                 compute_s=row["compute_s"],
                 began_at=row["began_at"],
                 peak_bytes=row["peak_bytes"],
+                error=row["error"],
+                passing=row["passing"],
             )
 
 
-def _run(rows: list[Row], function: type, **how: Any) -> Rows:
-    """Rows through one Ray Data stage; yields its answers in the order of their completion."""
+def _run(rows: list[Row], function: type, set_aside: bool = False, **how: Any) -> Rows:
+    """Rows through one Ray Data stage; yields its answers in the order of their completion. See fail_on_error."""
     _configure_ray_data()
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_PIECES))
     dataset = dataset.map_batches(function, batch_size=1, batch_format="numpy", **how)
     with contextlib.closing(_answers(dataset)) as answers:
         for answer in answers:
-            fail_on_error(answer)
+            fail_on_error(answer, set_aside=set_aside)
             yield answer
 
 

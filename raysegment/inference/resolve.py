@@ -56,9 +56,14 @@ def settle(
 
 def resolve(job: Job, todo: Sequence[Image], model: Model) -> tuple[Plan, Measured]:
     """The plan of the images `todo`, and what was measured for it. Raises UsageError and InputError."""
+    return measured_plan(job, draft(job, todo), todo, model)
+
+
+def draft(job: Job, todo: Sequence[Image]) -> Plan:
+    """The plan before anything was measured. Raises UsageError and InputError."""
     request, spec = job.request, job.spec
     tile, overlap = choose_tile(request, spec)
-    plan = Plan(
+    return Plan(
         model=job.model_identity,
         classes=spec.classes,
         thresholds=spec.thresholds if spec.thresholds and len(set(spec.thresholds)) > 1 else None,
@@ -76,24 +81,13 @@ def resolve(job: Job, todo: Sequence[Image], model: Model) -> tuple[Plan, Measur
         device="cuda" if pick_device(request.device).type == "cuda" else "cpu",
         batch_size=1 if request.batch_size == "auto" else request.batch_size,
         threads=1,
-        images=tuple(
-            ImagePlan(
-                source=image.stored.path,
-                select=image.select,
-                identity=image.identity,
-                sampling=image.sampling,
-                shape=image.view.shape,
-                channels=image.channels,
-                region=image.region,
-                cells_per_block=choose_cells(request, image.region, tile, overlap),
-                skip=request.foreground != "all",
-                foreground=image.foreground.digest if image.foreground is not None else None,
-                output=str(image.out),
-            )
-            for image in todo
-        ),
+        images=tuple(planned(image, tile, overlap) for image in todo),
     )
-    measured = measure(model, todo[0].view, plan, request)
+
+
+def measured_plan(job: Job, plan: Plan, todo: Sequence[Image], model: Model) -> tuple[Plan, Measured]:
+    """A draft with every "auto" settled, by tiles of the first image. Raises UsageError; ReadError, AnswerError."""
+    measured = measure(model, todo[0].view, plan, job.request)
     plan = plan.model_copy(
         update={
             "precision": measured.precision,
@@ -102,7 +96,25 @@ def resolve(job: Job, todo: Sequence[Image], model: Model) -> tuple[Plan, Measur
             "planes": measured.planes,
         }
     )
-    return _fitted(plan, todo, measured, request.max_memory), measured
+    return _fitted(plan, todo, measured, job.request.max_memory), measured
+
+
+def planned(image: Image, tile: int, overlap: int) -> ImagePlan:
+    """One image as a plan with such tiles has it. Raises UsageError and InputError."""
+    request = image.request
+    return ImagePlan(
+        source=image.stored.path,
+        select=image.select,
+        identity=image.identity,
+        sampling=image.sampling,
+        shape=image.view.shape,
+        channels=image.channels,
+        region=image.region,
+        cells_per_block=choose_cells(request, image.region, tile, overlap),
+        skip=request.foreground != "all",
+        foreground=image.foreground.digest if image.foreground is not None else None,
+        output=str(image.out),
+    )
 
 
 def _fitted(plan: Plan, todo: Sequence[Image], measured: Measured, max_memory: int | None) -> Plan:

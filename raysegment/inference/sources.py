@@ -49,7 +49,7 @@ def place(sources: Sequence[str], out: str | Path) -> list[tuple[str, Location]]
     _check_folder(path, path if isinstance(path, Url) or path.is_dir() else path.parent)
     masks: dict[str, str] = {}
     for source in sources:
-        name = f"{_stem(source)}.zarr"
+        name = f"{stem_of(source)}.zarr"
         if name in masks:
             raise UsageError(
                 f"{masks[name]} and {source} would both become {name}: give them in separate calls, or rename one"
@@ -58,7 +58,7 @@ def place(sources: Sequence[str], out: str | Path) -> list[tuple[str, Location]]
     return [(source, path / name) for name, source in masks.items()]
 
 
-def _stem(source: str) -> str:
+def stem_of(source: str) -> str:
     """slide.ome.tif → slide."""
     name = location(source).name
     for suffix in (".ome.tiff", ".ome.tif", ".ome.zarr"):

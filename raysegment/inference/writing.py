@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -38,13 +39,19 @@ class ShardDone:
     class_pixels: list[int]
     """Of level 0: pixels of each class; nodata is not counted. Empty above."""
     work_s: float
+    error: str = ""
+    """Why the image is to be set aside."""
+    passing: bool = False
+    """See :class:`raysegment.inference.pipeline.BlockDone`."""
 
 
 class Writing:
     """Hands shards to Ray as they become ready, and tells of those that are written."""
 
-    def __init__(self, plan: Plan, outputs: list[Outputs], scratch: Scratch, at_once: int) -> None:
-        self._context = ray.put((plan, outputs, scratch))
+    def __init__(
+        self, plan: Plan, outputs: list[Outputs], scratch: Scratch, at_once: int, *, set_aside: bool = False
+    ) -> None:
+        self._context, self._set_aside = ray.put((plan, outputs, scratch)), set_aside
         self._task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_write)
         self._at_once = at_once
         """Most tasks given to Ray at a time. It starts a process for each."""
@@ -66,7 +73,7 @@ class Writing:
         wanted = min(self._at_once, 1 + len(self._ready) // _WORTH_A_PROCESS)
         while self._ready and len(self._running) < wanted:
             shard, window, in_image = self._ready.popleft()
-            self._running[self._task.remote(self._context, shard, window, in_image)] = shard
+            self._running[self._task.remote([self._context], shard, window, in_image)] = shard
 
     def done(self, *, wait: bool) -> Iterator[ShardDone]:
         """Shards that were written since the last call; with `wait`, at least one. Raises WorkError."""
@@ -79,9 +86,10 @@ class Writing:
         )
         for ref in ready:
             shard, answer = self._running.pop(ref), ray.get(ref)
-            fail_on_error(answer)
+            fail_on_error(answer, set_aside=self._set_aside)
             self._start()
-            yield ShardDone(shard, answer["class_pixels"], answer["work_s"])
+            figures = answer.get("class_pixels", []), answer.get("work_s", 0.0)
+            yield ShardDone(shard, *figures, answer["error"], answer["passing"])
 
     def stop(self) -> None:
         """Nothing of what still waits or runs is wanted any more."""
@@ -91,11 +99,16 @@ class Writing:
         self._running.clear()
 
 
-def _write(
-    context: tuple[Plan, list[Outputs], Scratch], shard: Shard, window: Window, in_image: Window | None
-) -> Row:
-    plan, outputs, scratch = context
+def _write(context: list[Any], shard: Shard, window: Window, in_image: Window | None) -> Row:
+    plan, outputs, scratch = _fetched(context[0])
     return reported(lambda: _written(plan, outputs[shard.image], scratch, shard, window, in_image))
+
+
+@functools.lru_cache(maxsize=1)
+def _fetched(context: Any) -> tuple[Plan, list[Outputs], Scratch]:
+    """Once in a process: unpacking the plan of a thousand images takes longer than writing a small one."""
+    found: tuple[Plan, list[Outputs], Scratch] = ray.get(context)
+    return found
 
 
 def _written(

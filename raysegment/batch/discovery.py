@@ -1,0 +1,153 @@
+"""Which images there are: paths, globs and URLs, listed with what tells whether their content changed."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from raysegment.batch.job import JobFile
+from raysegment.errors import InputError, StorageError
+from raysegment.inference.sources import stem_of
+from raysegment.raster.identity import path_identity
+from raysegment.storage import Url, is_url, location
+from raysegment.storage.objects import before_work, has_magic
+from raysegment.storage.remote import remote
+
+#: What counts as an image where a whole folder is named.
+SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".png", ".jpg", ".jpeg", ".zarr")
+_ZARR = ("zarr.json", ".zgroup", ".zarray")
+_TAGS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified")
+_TIMES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One image as a listing shows it."""
+
+    source: str
+    """Absolute path, or URL."""
+    fixed: str
+    """What is fixed of the pattern that found it: ``{relpath}`` counts from there."""
+    size: int
+    """Bytes, of all files of a store."""
+    tag: str
+    """ETag on object storage; modification times, in ns, on disks."""
+    modified: float | None
+    """Seconds since the epoch, where the storage tells."""
+
+    def names(self, date: str) -> dict[str, str]:
+        """What stands for each placeholder of ``[output] path``."""
+        path = urlsplit(self.source).path if is_url(self.source) else self.source
+        below = path.removeprefix(urlsplit(self.fixed).path if is_url(self.fixed) else self.fixed).lstrip("/")
+        stem, parent = stem_of(path), os.path.dirname(path)
+        relpath = os.path.join(os.path.dirname(below), stem)
+        return {"date": date, "stem": stem, "parent": os.path.basename(parent), "relpath": relpath}
+
+    def digest(self) -> str | None:
+        """Of the content, read; None on object storage, where the tag is all. Raises InputError."""
+        return None if is_url(self.source) else path_identity(self.source)
+
+
+def discover(job: JobFile) -> list[Found]:
+    """Every image that ``[input] paths`` names, once, in the order of names.
+
+    Raises InputError for a path, or the fixed folder of a pattern, that is not there or may not be read: a pattern
+    that matches nothing yet is fine.
+    """
+    found: dict[str, Found] = {}
+    with before_work():
+        for pattern in job.input.paths:
+            for one in _matches(job.place(pattern)):
+                found.setdefault(one.source, one)
+    return [found[source] for source in sorted(found)]
+
+
+def _matches(pattern: str) -> Iterator[Found]:
+    place = location(pattern)
+    if isinstance(place, Url):
+        yield from _remote(place)
+        return
+    fixed = _fixed(str(place)) if has_magic(pattern) else str(place)
+    if not os.path.exists(fixed):
+        raise InputError(f"{fixed} does not exist: mend [input] paths, or make the folder")
+    if not os.access(fixed, os.R_OK):
+        raise InputError(f"{fixed} may not be read: mend its rights, or [input] paths")
+    if has_magic(pattern):
+        names = glob.glob(str(place), recursive=True)
+    elif place.is_dir() and not _is_zarr(place):
+        names = [str(p) for p in place.iterdir() if p.suffix.lower() in SUFFIXES]
+    else:
+        names, fixed = [str(place)], str(place.parent)
+    for name in names:
+        if not os.path.isdir(name) or _is_zarr(Path(name)):
+            yield _local(name, fixed)
+
+
+def _local(name: str, fixed: str) -> Found:
+    path = Path(name)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
+    listing = "\n".join(f"{file} {s.st_size} {s.st_mtime_ns}" for file, s in stats)
+    tag = str(stats[0][1].st_mtime_ns) if files == [path] else hashlib.sha256(listing.encode()).hexdigest()
+    modified = max((s.st_mtime for _, s in stats), default=path.stat().st_mtime)
+    return Found(name, fixed, sum(s.st_size for _, s in stats), tag, modified)
+
+
+def _remote(place: Url) -> Iterator[Found]:
+    storage, pattern = remote(place), str(place)
+    if not has_magic(pattern):
+        yield _object(storage.call("look at", place, _inside), place, pattern.rpartition("/")[0])
+        return
+    listed: dict[str, Any] = storage.call("list", place, lambda fs, path: fs.glob(path, detail=True))
+    for path, info in listed.items():
+        name = storage.fs.unstrip_protocol(path)
+        if info.get("type") != "directory":
+            yield _object({path: info}, Url(name), _fixed(pattern))
+        elif name.rstrip("/").endswith(".zarr"):
+            yield _object(storage.call("list", Url(name), _inside), Url(name), _fixed(pattern))
+
+
+def _inside(fs: Any, path: str) -> dict[str, Any]:
+    """An object, or all that lie below it, each with what the storage says of it."""
+    info = fs.info(path)
+    return fs.find(path, detail=True) if info.get("type") == "directory" else {path: info}
+
+
+def _object(infos: dict[str, Any], url: Url, fixed: str) -> Found:
+    if not infos:
+        raise StorageError(f"cannot look at {url}: it does not exist")
+    tags = [_first(info, _TAGS) for _, info in sorted(infos.items())]
+    tag = tags[0] if len(tags) == 1 else hashlib.sha256("\n".join(tags).encode()).hexdigest()
+    times = [time for info in infos.values() if (time := _time(info)) is not None]
+    size = sum(int(info.get("size") or 0) for info in infos.values())
+    return Found(str(url), fixed, size, tag, max(times, default=None))
+
+
+def _first(info: dict[str, Any], keys: tuple[str, ...]) -> str:
+    return str(next((info[key] for key in keys if info.get(key)), "")).strip('"')
+
+
+def _time(info: dict[str, Any]) -> float | None:
+    found = next((info[key] for key in _TIMES if info.get(key)), None)
+    if isinstance(found, datetime):
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return float(found) if isinstance(found, (int, float)) else None
+
+
+@functools.cache
+def _fixed(pattern: str) -> str:
+    """The folders of a pattern before the first that is not plain."""
+    head, _, _ = pattern.partition(next(c for c in pattern if c in "*?["))
+    return head.rpartition("/")[0] or "/"
+
+
+def _is_zarr(folder: Path) -> bool:
+    return folder.suffix.lower() == ".zarr" or any((folder / name).is_file() for name in _ZARR)

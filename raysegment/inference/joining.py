@@ -1,0 +1,139 @@
+"""The plan of a run that takes up the unfinished plan of the one before, whatever has come, gone or changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from raysegment import console
+from raysegment.errors import InputError, RaysegmentError, StorageError, UsageError, WorkError
+from raysegment.inference.image import Image
+from raysegment.inference.job import Job, check_space
+from raysegment.inference.plan import ImagePlan, Plan
+from raysegment.inference.request import choose_tile
+from raysegment.inference.resolve import copy_dear_sources, draft, is_dear, measured_plan, planned
+from raysegment.mask.store import finished
+from raysegment.storage import location
+
+if TYPE_CHECKING:
+    from raysegment.inference.auto import Measured
+    from raysegment.inference.scratch import Scratch
+
+
+class Joining:
+    """Images `todo`, closed, by their place in the call; `fail` is told of those that cannot be planned, and why."""
+
+    def __init__(
+        self, job: Job, todo: dict[int, Image], scratch: Scratch, fail: Callable[[int, str, bool], None]
+    ) -> None:
+        self.job, self.todo, self.scratch, self.fail = job, todo, scratch, fail
+
+    def settle(self) -> tuple[Plan, dict[int, int], Measured | None] | None:
+        """The plan, written down; for each of its images that is to be worked on, its place in the call.
+
+        None when every image was set aside.
+        """
+        old = self._resumable()
+        kept = self._kept(old) if old is not None else {}
+        if old is None or not kept:
+            old, kept = None, {}
+            self.scratch.clear()
+        else:
+            self.scratch.forget_attempts()
+        first = len(old.images) if old is not None else 0
+        new = self._planned(old, [at for at in self.todo if at not in kept.values()], first)
+        if not self.todo:
+            return None
+        measured = None
+        if old is None:
+            fresh = self._measured(list(new), list(new.values()))
+            if fresh is None:
+                return None
+            plan, measured = fresh
+        else:
+            here = list(old.images)
+            for index, at in kept.items():  # the same content may lie elsewhere by now
+                here[index] = here[index].model_copy(update={"source": self.todo[at].stored.path})
+            plan = old.model_copy(update={"images": (*here, *new.values())})
+        self._warn_of_space(plan, first)
+        self.job.clear_outputs([self.todo[at] for at in new], self.scratch, plan)
+        return plan, {**kept, **{first + i: at for i, at in enumerate(new)}}, measured
+
+    def _resumable(self) -> Plan | None:
+        """The unfinished plan that is there, where further images can join it."""
+        plan = self.scratch.load_plan(overwrite=True)
+        if plan is None or self.job.differences_of_settings(plan):
+            return None
+        asked = (self.job.model_identity, *choose_tile(self.job.request, self.job.spec))
+        return plan if asked == (plan.model, plan.tile, plan.overlap) else None
+
+    def _kept(self, plan: Plan) -> dict[int, int]:
+        """Images of the plan that are still the same, with their places in the call. Forgets what is left of others."""
+        wanted = {str(image.out): at for at, image in self.todo.items()}
+        last = {made.output: index for index, made in enumerate(plan.images)}
+        kept: dict[int, int] = {}
+        for index, made in enumerate(plan.images):
+            # what lies at an output is of the image that was planned for it last
+            at = wanted.get(made.output) if last[made.output] == index else None
+            same = at is not None and not self.job.differences_of_image(self.todo[at], plan, made)
+            if at is not None and same and finished(location(made.output)) is None:
+                kept[index] = at
+            else:
+                self.scratch.forget_image(index)
+        return kept
+
+    def _planned(self, old: Plan | None, places: list[int], first: int) -> dict[int, ImagePlan]:
+        """What the plan says of further images, counted from `first`; their copies and foregrounds are made."""
+        frame = old or draft(self.job, [])
+        most = max((image.cells_per_block for image in old.images), default=0) if old is not None else 0
+        new: dict[int, ImagePlan] = {}
+        for at in places:
+            image = self.todo[at]
+            try:
+                one = planned(image, frame.tile, frame.overlap)
+                if most and self.job.request.max_memory is not None:  # measured then, and not again
+                    one = one.model_copy(update={"cells_per_block": min(most, one.cells_per_block)})
+                alone = frame.model_copy(update={"images": (one,)})
+                if is_dear(alone, 0, image):
+                    one = copy_dear_sources(alone, [reopened(image)], self.scratch).images[0]
+                if image.foreground is not None:
+                    self.scratch.save_foreground(first + len(new), image.foreground)
+            except RaysegmentError as e:
+                self.fail(at, str(e), isinstance(e, StorageError))
+            else:
+                new[at] = one
+        return new
+
+    def _measured(self, places: list[int], images: list[ImagePlan]) -> tuple[Plan, Measured] | None:
+        """The first plan, measured on the first image whose pixels can be read; None when there is none such."""
+        model = self.job.load()
+        plan = draft(self.job, []).model_copy(update={"images": tuple(images)})
+        reasons: dict[int, RaysegmentError] = {}
+        for at, one in zip(places, images, strict=True):
+            rotated = plan.model_copy(update={"images": (one, *(i for i in images if i is not one))})
+            try:
+                first = reopened(self.todo[at])
+                others = [self.todo[p] for p in places if p != at]
+                settled, measured = measured_plan(self.job, rotated, [first, *others], model)
+                first.stored.close()
+            except (WorkError, InputError) as e:
+                reasons[at] = e
+                continue
+            by_output = {i.output: i for i in settled.images}
+            ordered = tuple(by_output[i.output] for i in images)
+            return settled.model_copy(update={"images": ordered}), measured
+        for at, error in reasons.items():
+            self.fail(at, str(error), isinstance(error, StorageError))
+        return None
+
+    def _warn_of_space(self, plan: Plan, first: int) -> None:
+        """What a night takes at most is seldom what it takes: its scratch empties as images are finished."""
+        try:
+            check_space(plan.model_copy(update={"images": plan.images[first:]}), 0, self.scratch.path)
+        except UsageError as e:
+            console.warn(str(e))
+
+
+def reopened(image: Image) -> Image:
+    """An image that was closed, open. Raises InputError."""
+    return Image.open(image.stored.path, image.out, image.request, image.spec, image.select)

@@ -1,0 +1,85 @@
+"""Batch jobs through real Ray, from the command line: killed, twice at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_batch import Job, files, save_image
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(job: Job) -> list[str]:
+    return [sys.executable, "-m", "raysegment", "batch", str(job.file), "--json"]
+
+
+def started(job: Job) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(job),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Images of many blocks each."""
+    made = Job(tmp_path)
+    for i in range(5):
+        save_image(made.image(i), i, size=700)
+    return made
+
+
+def test_killed_in_the_middle_the_same_command_gives_the_same_bytes(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Job(tmp_path / "other")
+    for i in range(5):
+        save_image(other.image(i), i, size=700)
+    records = job.folder / "masks/.raysegment/nightly/scratch/records"
+    first = started(job)
+    deadline = time.monotonic() + 120
+    while len(list(records.rglob("*.safetensors"))) < 30 and time.monotonic() < deadline:
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert {entry["state"] for entry in job.ledger.values()} >= {"claimed"}
+
+    second = started(job)  # the lock is of a dead process: it goes on at once
+    third = started(job)
+    (out, said), (third_out, third_said) = second.communicate(timeout=300), third.communicate(timeout=300)
+    if second.returncode == 1:  # the third came first
+        (second, third), (out, said, third_said) = (third, second), (third_out, third_said, said)
+    assert (second.returncode, third.returncode) == (0, 1), (said, third_said)
+    assert "is held by process" in third_said
+    assert "going on: " in said
+    assert json.loads(out.splitlines()[-1])["failed"] == 0
+    subprocess.run(command(other), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    for i in range(5):
+        assert files(job.mask(i)) == files(other.mask(i))
+
+
+def test_terminated_it_says_so_and_leaves_no_lock(job: Job) -> None:
+    run = started(job)
+    records = job.folder / "masks/.raysegment/nightly/scratch/records"
+    deadline = time.monotonic() + 120
+    while not list(records.rglob("*.safetensors")) and time.monotonic() < deadline:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+    run.terminate()
+    out, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    assert "run the same command again" in json.loads(out.splitlines()[-1])["error"]
+    assert not (job.folder / "masks/.raysegment/nightly/lock.json").exists()

@@ -1,0 +1,165 @@
+"""Nights on an object store: a real S3 server (moto), the command line, real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_batch import save_image, save_unet
+
+pytest.importorskip("moto")
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[1]
+IMAGES = 40
+JOB = """
+name = "nightly"
+[input]
+paths = ["s3://bucket/scenes/{images}"]
+[model]
+path = "s3://bucket/models/unet.safetensors"
+[output]
+path = "s3://bucket/{folder}/{{date}}/{{stem}}.zarr"
+[infer]
+precision = "fp32"
+workers = 2
+"""
+
+
+class Bucket:
+    """The server, and how commands reach it."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        secrets = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        region = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+        self.environment = {**os.environ, "AWS_ENDPOINT_URL": endpoint, **secrets, **region}
+
+    def put(self, key: str, data: bytes | None = None) -> None:
+        request = urllib.request.Request(f"{self.endpoint}/bucket{key}", data=data, method="PUT")
+        request.add_header("Content-Type", "application/octet-stream")  # or the server takes it for a form
+        credential = "test/20260101/us-east-1/s3/aws4_request"  # it checks no signature, but asks for one
+        signature = f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0"
+        request.add_header("Authorization", signature)
+        with urllib.request.urlopen(request, timeout=30):
+            pass
+
+    @property
+    def fs(self) -> Any:
+        import fsspec
+
+        settings = {"endpoint_url": self.endpoint, "key": "test", "secret": "test"}
+        return fsspec.filesystem("s3", **settings, skip_instance_cache=True)
+
+    def files(self, prefix: str) -> dict[str, bytes]:
+        """Every object below a prefix, by its name there."""
+        root = f"bucket/{prefix}"
+        return {
+            path.removeprefix(root): data for path, data in self.fs.cat(root + "/", recursive=True).items()
+        }
+
+    def start(self, job: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "raysegment", "batch", str(job), "--json"],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def night(self, job: Path, code: int = 0) -> dict[str, Any]:
+        """One run to its end; its JSON and how long it took."""
+        began, run = time.monotonic(), self.start(job)
+        out, said = run.communicate(timeout=500)
+        assert run.returncode == code, said
+        return {**json.loads(out.splitlines()[-1]), "took_s": time.monotonic() - began}
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[Bucket]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        made = Bucket(f"http://127.0.0.1:{port}")
+        for _ in range(300):
+            try:
+                made.put("")
+                break
+            except OSError:
+                time.sleep(0.1)
+        for i in range(IMAGES):
+            save_image(tmp_path / "i.tif", i)
+            made.put(f"/scenes/day{i % 2}/s{i}.tif", (tmp_path / "i.tif").read_bytes())
+        save_unet(tmp_path / "unet.safetensors", 0)
+        made.put("/models/unet.safetensors", (tmp_path / "unet.safetensors").read_bytes())
+        yield made
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_night_after_night(bucket: Bucket, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.format(folder="masks", images="**/*.tif"))
+    whole = (tmp_path / "i.tif").read_bytes()
+    bucket.put("/scenes/day0/s6.tif", whole[:6000])
+
+    first = bucket.night(job, code=3)
+    assert (first["done"], first["failed"], first["images"]) == (39, 1, 40)
+    report = json.loads(bucket.fs.cat_file(first["report"]))
+    (failed,) = [image for image in report["images"] if image["state"] == "failed"]
+    assert failed["source"] == "s3://bucket/scenes/day0/s6.tif"
+    assert "broken" in failed["reason"]
+
+    second = bucket.night(job)
+    assert (second["done"], second["skipped"]) == (0, 40)
+    assert second["took_s"] < 15
+
+    bucket.put("/scenes/day0/s6.tif", whole)
+    third = bucket.night(job)
+    assert (third["done"], third["skipped"]) == (1, 39)
+
+    save_unet(tmp_path / "unet.safetensors", 1)
+    bucket.put("/models/unet.safetensors", (tmp_path / "unet.safetensors").read_bytes())
+    fourth = bucket.night(job)
+    assert (fourth["done"], fourth["skipped"]) == (40, 0)
+
+
+def test_killed_in_the_middle_the_rerun_gives_the_same_bytes(bucket: Bucket, tmp_path: Path) -> None:
+    job, other = tmp_path / "job.toml", tmp_path / "other.toml"
+    few = "day1/s1*.tif"  # of the forty: s1, s11, s13 … s19
+    job.write_text(JOB.format(folder="masks", images=few))
+    other.write_text(JOB.format(folder="others", images=few))
+    first, finished = bucket.start(job), 0
+    deadline = time.monotonic() + 200
+    while finished < 2 and time.monotonic() < deadline:
+        assert first.poll() is None, first.communicate()
+        finished = sum(name.endswith(".zarr/zarr.json") for name in bucket.fs.find("bucket/masks"))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert bucket.night(job)["failed"] == 0
+    assert bucket.night(other)["done"] == 6
+    ours, theirs = (
+        {name: data for name, data in bucket.files(folder).items() if ".raysegment" not in name}
+        for folder in ("masks", "others")
+    )
+    assert ours == theirs
