@@ -64,10 +64,8 @@ class Bucket:
 
     def files(self, prefix: str) -> dict[str, bytes]:
         """Every object below a prefix, by its name there."""
-        root = f"bucket/{prefix}"
-        return {
-            path.removeprefix(root): data for path, data in self.fs.cat(root + "/", recursive=True).items()
-        }
+        root, fs = f"bucket/{prefix}", self.fs
+        return {path.removeprefix(root): fs.cat_file(path) for path in fs.find(root)}
 
     def start(self, job: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
