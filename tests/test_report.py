@@ -40,6 +40,7 @@ from raysegment.training.prepare import job_of, prepare, request
 from raysegment.training.report import constant_scores, write_report
 from raysegment.training.run import RunFolder
 from raysegment.training.settings import Settings
+from raysegment.training.team import Team
 from raysegment.training.validate import Validator, views
 from raysegment.training.windows import WindowReader
 
@@ -267,11 +268,11 @@ def test_a_run_can_be_looked_at_while_it_runs_and_after_it_failed(
 def test_what_ends_a_run_stands_in_its_report(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(job: loop.Job, workers: int, gpus: bool) -> None:
+    def fails(job: loop.Job, team: Team) -> None:
         assert "0 of 8 epochs" in Page(job.run.report).text  # there before the first step
         raise WorkError("the workers <are> gone")
 
-    monkeypatch.setattr("raysegment.training.fit._fit", fails)
+    monkeypatch.setattr("raysegment.training.fit.launch", fails)
     with pytest.raises(WorkError, match="the workers <are> gone"):
         train(data, out=tmp_path / "run", classes=data / "classes.toml", tile=32, depth=2, workers=1)
     assert "The run failed. the workers <are> gone" in Page(tmp_path / "run" / "report.html").text
