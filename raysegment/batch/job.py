@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import string
 import tomllib
 from collections.abc import Mapping
@@ -133,14 +134,37 @@ class ClusterTable(Table):
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes that segment; never changes the masks."""
     gpus: int | None = Field(default=None, ge=0)
+    """Of each node, as are `cpus` and `memory`: a machine of Slurm, a pod of Kubernetes."""
     cpus: int | None = Field(default=None, ge=1)
     memory: str | None = None
     nodes: int | None = Field(default=None, ge=1)
-    image: str | None = None
+    """How many; on Kubernetes at most so many, and none while there is nothing to do."""
+    image: str | None = Field(default=None, pattern=r"^[\w.:/@-]+$")
     """Of the container."""
-    namespace: str | None = None
-    partition: str | None = None
-    account: str | None = None
+    namespace: str | None = Field(default=None, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+    partition: str | None = Field(default=None, pattern=r"^[\w.,-]+$")
+    account: str | None = Field(default=None, pattern=r"^[\w.,-]+$")
+    secret: str | None = Field(default=None, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
+    """Name of a Kubernetes Secret whose entries become the environment of the pods: storage credentials."""
+    volumes: dict[str, Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]] = Field(
+        default_factory=dict
+    )
+    """PersistentVolumeClaim by the folder where the pods see it: {"/data" = "scenes"}."""
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_bytes(value)
+        return value
+
+    @field_validator("volumes")
+    @classmethod
+    def _mounts(cls, value: dict[str, str]) -> dict[str, str]:
+        for folder in value:
+            if not re.fullmatch(r"(/[\w.-]+)+", folder):
+                raise ValueError(f"{folder!r} is no folder of a pod: give an absolute path, such as /data")
+        return value
 
 
 class ReportTable(Table):

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 # isort: off
-from raysegment.cli import train, infer, evaluate, batch, look, export, synth, demo, doctor, promised  # noqa: F401
+from raysegment.cli import train, infer, evaluate, batch, schedule  # noqa: F401
+from raysegment.cli import look, export, synth, demo, doctor, promised  # noqa: F401
 
 # isort: on
 from raysegment import console
