@@ -37,12 +37,16 @@ if TYPE_CHECKING:
     from raysegment.mask.preview import PreviewResult, preview
     from raysegment.model import Class, Model, ModelSpec, load_model
     from raysegment.model.export import ExportResult, export
+    from raysegment.nightly.result import BatchResult
+    from raysegment.nightly.run import batch
     from raysegment.raster import Raster, open_raster
     from raysegment.scene.synth import SynthResult, synth
+    from raysegment.scheduling.write import ScheduleResult, schedule
     from raysegment.training import TrainResult, train
 
 __all__ = [
     "AnswerError",
+    "BatchResult",
     "Class",
     "EvaluateResult",
     "ExportResult",
@@ -60,6 +64,7 @@ __all__ = [
     "Raster",
     "RaysegmentError",
     "ReadError",
+    "ScheduleResult",
     "Size",
     "SynthResult",
     "TrainResult",
@@ -67,6 +72,7 @@ __all__ = [
     "Window",
     "WorkError",
     "__version__",
+    "batch",
     "evaluate",
     "export",
     "infer",
@@ -75,6 +81,7 @@ __all__ = [
     "open_raster",
     "plan",
     "preview",
+    "schedule",
     "synth",
     "train",
 ]
@@ -98,10 +105,14 @@ _HOME = {
     "load_model": "raysegment.model",
     "export": "raysegment.model.export",
     "ExportResult": "raysegment.model.export",
+    "batch": "raysegment.nightly.run",
+    "BatchResult": "raysegment.nightly.result",
     "Raster": "raysegment.raster",
     "open_raster": "raysegment.raster",
     "synth": "raysegment.scene.synth",
     "SynthResult": "raysegment.scene.synth",
+    "schedule": "raysegment.scheduling.write",
+    "ScheduleResult": "raysegment.scheduling.write",
     "train": "raysegment.training",
     "TrainResult": "raysegment.training",
 }

@@ -20,16 +20,16 @@ import tifffile
 from alone import without_ray
 
 from raysegment import console
-from raysegment.batch import run
-from raysegment.batch.discovery import discover
-from raysegment.batch.job import load_job
-from raysegment.batch.result import BatchResult
 from raysegment.errors import InputError, LockedError, UsageError, WorkError
 from raysegment.inference import pipeline
 from raysegment.inference.pipeline import SegmentActor
 from raysegment.model.architectures import build
 from raysegment.model.file import save_model
 from raysegment.model.spec import ModelSpec, default_classes
+from raysegment.nightly import run
+from raysegment.nightly.discovery import discover
+from raysegment.nightly.job import load_job
+from raysegment.nightly.result import BatchResult
 from raysegment.storage import lease
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +121,7 @@ def test_first_night_all_second_night_none(job: Job, monkeypatch: pytest.MonkeyP
 def test_a_night_without_work_loads_neither_torch_nor_ray(job: Job) -> None:
     job.run()
     code = (
-        "import sys; from raysegment.batch.run import batch; print(batch(sys.argv[1]).skipped, "
+        "import sys; from raysegment.nightly.run import batch; print(batch(sys.argv[1]).skipped, "
         "[m for m in ('torch', 'ray', 'zarr') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from raysegment.batch.job import JobFile, load_job
-from raysegment.batch.quantities import next_firing, parse_duration
 from raysegment.errors import InputError, UsageError
 from raysegment.geometry import Window
+from raysegment.nightly.job import JobFile, load_job
+from raysegment.nightly.quantities import next_firing, parse_duration
 
 WHOLE = """
 name = "nightly-landcover"
@@ -125,7 +125,7 @@ def test_a_leap_day_comes() -> None:
 
 def test_reading_a_job_loads_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, raysegment.batch.job; print([m for m in ('torch', 'ray', 'zarr') if m in sys.modules])"
+        "import sys, raysegment.nightly.job; print([m for m in ('torch', 'ray', 'zarr') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

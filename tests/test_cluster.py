@@ -15,14 +15,14 @@ import pytest
 import yaml
 from namespace import need
 
-from raysegment.batch.job import load_job
-from raysegment.batch.metrics import Metrics
-from raysegment.schedule import kuberay
-from raysegment.schedule.cron import cron
-from raysegment.schedule.kubernetes import kubernetes
-from raysegment.schedule.scheduler import Scheduler, Site
-from raysegment.schedule.slurm import slurm
-from raysegment.schedule.systemd import systemd
+from raysegment.nightly.job import load_job
+from raysegment.nightly.metrics import Metrics
+from raysegment.scheduling import kuberay
+from raysegment.scheduling.cron import cron
+from raysegment.scheduling.kubernetes import kubernetes
+from raysegment.scheduling.scheduler import Scheduler, Site
+from raysegment.scheduling.slurm import slurm
+from raysegment.scheduling.systemd import systemd
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -146,7 +146,7 @@ def test_the_dashboard_asks_for_metrics_that_a_real_ray_has(tmp_path: Path) -> N
     script = """
 import os, sys, time, urllib.request
 import ray, ray.data
-from raysegment.batch.metrics import Metrics
+from raysegment.nightly.metrics import Metrics
 ray.init(address="local", num_cpus=3, _metrics_export_port=int(sys.argv[1]), log_to_driver=False)
 metrics = Metrics("night", 3)
 metrics.done(1.5, time.time())

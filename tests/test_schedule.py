@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 from namespace import need
 from typer.testing import CliRunner
 
-from raysegment.batch.job import JobFile, load_job
 from raysegment.cli.app import app
 from raysegment.errors import OutputExistsError, UsageError
-from raysegment.schedule import kuberay
-from raysegment.schedule.cron import cron
-from raysegment.schedule.cron_line import CronLine, in_zone
-from raysegment.schedule.kubernetes import kubernetes, ray_cron_job
-from raysegment.schedule.scheduler import Scheduler, Site
-from raysegment.schedule.slurm import slurm
-from raysegment.schedule.systemd import systemd
-from raysegment.schedule.write import schedule
+from raysegment.nightly.job import JobFile, load_job
+from raysegment.scheduling import kuberay
+from raysegment.scheduling.cron import cron
+from raysegment.scheduling.cron_line import CronLine, in_zone
+from raysegment.scheduling.kubernetes import kubernetes, ray_cron_job
+from raysegment.scheduling.scheduler import Scheduler, Site
+from raysegment.scheduling.slurm import slurm
+from raysegment.scheduling.systemd import systemd
+from raysegment.scheduling.write import schedule
 
 HOOK = "https://hooks.example.org/services/T0P/S3CR3T"
 JOB = f"""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raysegment.schedule.rayjob import Api, RefusedError, run
+from raysegment.scheduling.rayjob import Api, RefusedError, run
 
 MANIFEST = {
     "apiVersion": "ray.io/v1",

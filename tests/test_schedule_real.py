@@ -11,12 +11,12 @@ import pytest
 from namespace import inside, need
 from test_batch import Job
 
-from raysegment.batch.job import load_job
 from raysegment.errors import UsageError
-from raysegment.schedule.cron import cron
-from raysegment.schedule.scheduler import Rendered, Site, local_timezone
-from raysegment.schedule.slurm import slurm
-from raysegment.schedule.systemd import systemd
+from raysegment.nightly.job import load_job
+from raysegment.scheduling.cron import cron
+from raysegment.scheduling.scheduler import Rendered, Site, local_timezone
+from raysegment.scheduling.slurm import slurm
+from raysegment.scheduling.systemd import systemd
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -34,6 +34,6 @@ def batch(
 
     What is done is decided by content, model and settings. An image that fails is set aside, and the others finish.
     """
-    from raysegment.batch import run
+    from raysegment.nightly import run
 
     return run.status(job) if status else run.batch(job, retry=retry)

@@ -38,6 +38,6 @@ def schedule(
 
     Each run is `raysegment batch JOB.toml`: only what is new or changed.
     """
-    from raysegment.schedule.write import schedule as run
+    from raysegment.scheduling.write import schedule as run
 
     return run(job, on=on, out=out, overwrite=overwrite, ray_cron_job_instead=ray_cron_job)

@@ -24,15 +24,17 @@ OnError = Literal["fail", "skip"]
 BLOCK_EDGES = (1024, 2048)
 
 
-def _as_bytes(value: Any) -> Any:
-    """ "600M", "2G", "2GiB" or plain bytes, as a number."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", value.strip(), re.IGNORECASE)
+def parse_bytes(text: str) -> int:
+    """ "600M", "2G", "2GiB" or plain bytes. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) == 0:
         raise ValueError("give a size such as 600M or 2G")
     power = "kmgt".find(match[2].lower()) + 1 if match[2] else 0
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def _as_bytes(value: Any) -> Any:
+    return parse_bytes(value) if isinstance(value, str) else value
 
 
 def _as_text(value: Any) -> Any:

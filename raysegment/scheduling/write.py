@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from raysegment.batch.job import load_job
-from raysegment.batch.quantities import next_firing, parse_zone
 from raysegment.errors import OutputExistsError, UsageError, WorkError
-from raysegment.schedule.cron import cron
-from raysegment.schedule.kubernetes import kubernetes, ray_cron_job
-from raysegment.schedule.scheduler import Scheduler, Site, cron_of
-from raysegment.schedule.slurm import slurm
-from raysegment.schedule.systemd import systemd
+from raysegment.nightly.job import load_job
+from raysegment.nightly.quantities import next_firing, parse_zone
+from raysegment.scheduling.cron import cron
+from raysegment.scheduling.kubernetes import kubernetes, ray_cron_job
+from raysegment.scheduling.scheduler import Scheduler, Site, cron_of
+from raysegment.scheduling.slurm import slurm
+from raysegment.scheduling.systemd import systemd
 
 On = Literal["cron", "systemd", "slurm", "kubernetes"]
 

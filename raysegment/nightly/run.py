@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from raysegment import console
-from raysegment.batch.discovery import discover
-from raysegment.batch.job import JobFile, load_job
-from raysegment.batch.ledger import Ledger
-from raysegment.batch.night import Night
-from raysegment.batch.quantities import parse_zone
-from raysegment.batch.record import record_of
-from raysegment.batch.result import BatchResult, StatusResult
-from raysegment.batch.todo import Todo, decide, recipe_of
-from raysegment.batch.webhook import notify
 from raysegment.errors import RaysegmentError, UsageError
 from raysegment.model.file import file_identity, load_spec
+from raysegment.nightly.discovery import discover
+from raysegment.nightly.job import JobFile, load_job
+from raysegment.nightly.ledger import Ledger
+from raysegment.nightly.night import Night
+from raysegment.nightly.quantities import parse_zone
+from raysegment.nightly.record import record_of
+from raysegment.nightly.result import BatchResult, StatusResult
+from raysegment.nightly.todo import Todo, decide, recipe_of
+from raysegment.nightly.webhook import notify
 from raysegment.storage import Location, location
 from raysegment.storage.objects import check_writable
 
@@ -188,7 +188,7 @@ def _segment(run: Run, night: Night) -> Any:
 
 def _tell(run: Run, ledger: Ledger, record: dict[str, Any]) -> str:
     """Write the report, keep the record, call the webhook; the path of report.json."""
-    from raysegment.batch.report import write_report
+    from raysegment.nightly.report import write_report
 
     report = write_report(run.reports, record)
     ledger.save_run(run.id, record)

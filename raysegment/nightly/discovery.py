@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raysegment.batch.job import JobFile
 from raysegment.errors import InputError, StorageError
 from raysegment.inference.sources import stem_of
+from raysegment.nightly.job import JobFile
 from raysegment.raster.identity import path_identity
 from raysegment.storage import Url, is_url, location
 from raysegment.storage.objects import before_work, has_magic

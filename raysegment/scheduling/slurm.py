@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from datetime import UTC, datetime
 
-from raysegment.batch.job import JobFile
 from raysegment.errors import UsageError
 from raysegment.inference.request import parse_bytes
-from raysegment.schedule.cron import guarded
-from raysegment.schedule.cron_line import CronLine, in_zone
-from raysegment.schedule.scheduler import Rendered, Site, cron_of, longest, render
+from raysegment.nightly.job import JobFile
+from raysegment.scheduling.cron import guarded
+from raysegment.scheduling.cron_line import CronLine, in_zone
+from raysegment.scheduling.scheduler import Rendered, Site, cron_of, longest, render
 
 
 def slurm(job: JobFile, site: Site) -> Rendered:

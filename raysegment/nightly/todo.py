@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from raysegment.batch.discovery import Found
-from raysegment.batch.job import JobFile
-from raysegment.batch.ledger import Entry, Ledger
 from raysegment.errors import UsageError
+from raysegment.nightly.discovery import Found
+from raysegment.nightly.job import JobFile
+from raysegment.nightly.ledger import Entry, Ledger
 
 #: Options that decide how the work is done, and not the mask.
 _HOW = ("device", "batch_size", "block", "max_memory")

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from raysegment.errors import UsageError, WorkError
-from raysegment.schedule.operator_rules import broken_rules
+from raysegment.scheduling.operator_rules import broken_rules
 
 VERSION = "1.7.0"
 
@@ -45,7 +45,7 @@ def check(manifest: dict[str, Any]) -> None:
 @functools.cache
 def _schema(kind: str) -> dict[str, Any]:
     name, digest = _SCHEMAS[kind]
-    raw = gzip.decompress((files("raysegment.schedule") / "schemas" / name).read_bytes())
+    raw = gzip.decompress((files("raysegment.scheduling") / "schemas" / name).read_bytes())
     if hashlib.sha256(raw).hexdigest() != digest:
         raise WorkError(f"{name} is not the schema of KubeRay {VERSION}: install raysegment again")
     schema: dict[str, Any] = _closed(json.loads(raw))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from raysegment.batch.job import JobFile
 from raysegment.errors import UsageError
-from raysegment.schedule.cron_line import CronLine
-from raysegment.schedule.scheduler import Rendered, Site, cron_of, longest, render
+from raysegment.nightly.job import JobFile
+from raysegment.scheduling.cron_line import CronLine
+from raysegment.scheduling.scheduler import Rendered, Site, cron_of, longest, render
 
 
 def systemd(job: JobFile, site: Site) -> Rendered:

@@ -1,6 +1,6 @@
 """What the pod of a Kubernetes CronJob runs: create a RayJob and wait for its end, so that the CronJob knows it.
 
-    python -m raysegment.schedule.rayjob RAYJOB.yaml
+    python -m raysegment.scheduling.rayjob RAYJOB.yaml
 
 A RayJob of this job that still runs, because the pod that waited for it lost its node, is waited for instead: there are
 never two. The RayJob belongs to the Job of this pod (OWNER_NAME, OWNER_UID) and is deleted with it. Exit code: that of

@@ -39,7 +39,7 @@ class Entry(BaseModel):
     """The ``[output] path`` that the output was made by."""
     size: int
     tag: str
-    """See :class:`raysegment.batch.discovery.Found`."""
+    """See :class:`raysegment.nightly.discovery.Found`."""
     digest: str | None = None
     """Of the content, once it was read."""
     recipe: str

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from raysegment.batch.quantities import next_firing, parse_duration, parse_zone
 from raysegment.errors import InputError, UsageError, first_complaint
 from raysegment.geometry import Window
-from raysegment.inference.request import Request
+from raysegment.inference.request import Request, parse_bytes
+from raysegment.nightly.quantities import next_firing, parse_duration, parse_zone
 
 #: What may stand in braces in `[output] path`.
 PLACEHOLDERS = ("date", "stem", "relpath", "parent")

@@ -7,12 +7,12 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
-from raysegment.batch.job import JobFile, is_url
 from raysegment.errors import UsageError
 from raysegment.inference.request import parse_bytes
-from raysegment.schedule import kuberay
-from raysegment.schedule.cron_line import CronLine
-from raysegment.schedule.scheduler import Rendered, Site, cron_of, longest, render
+from raysegment.nightly.job import JobFile, is_url
+from raysegment.scheduling import kuberay
+from raysegment.scheduling.cron_line import CronLine
+from raysegment.scheduling.scheduler import Rendered, Site, cron_of, longest, render
 
 #: Seconds for nodes to come and images to be pulled, before the run begins.
 _STARTING = 1800

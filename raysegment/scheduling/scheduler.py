@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from raysegment.batch.job import JobFile
 from raysegment.errors import UsageError
+from raysegment.nightly.job import JobFile
 
 #: A run ends itself at its deadline, when the blocks in hand are done. A scheduler that ends it waits so much longer.
 GRACE = timedelta(minutes=15)
@@ -94,7 +94,7 @@ def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("raysegment.schedule"),
+        loader=PackageLoader("raysegment.scheduling"),
         undefined=StrictUndefined,
         autoescape=False,  # no HTML: each value is quoted by its own format's filter
         trim_blocks=True,

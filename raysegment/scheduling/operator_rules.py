@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from zoneinfo import available_timezones
 
-from raysegment.batch.quantities import next_firing
+from raysegment.nightly.quantities import next_firing
 
 _LONGEST = {"RayCluster": 53, "RayJob": 47, "RayCronJob": 36}
 #: What Kubernetes puts behind a generateName.

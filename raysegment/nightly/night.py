@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raysegment import console
-from raysegment.batch.discovery import Found
-from raysegment.batch.ledger import Entry, Ledger
+from raysegment.nightly.discovery import Found
+from raysegment.nightly.ledger import Entry, Ledger
 
 if TYPE_CHECKING:
-    from raysegment.batch.metrics import Metrics
     from raysegment.inference.finish import InferredImage
+    from raysegment.nightly.metrics import Metrics
     from raysegment.storage.lease import Lease
 
 
@@ -33,7 +33,7 @@ class Night:
     """Of masks that this run made, not found."""
 
     def working(self, images: int, workers: int) -> None:
-        from raysegment.batch.metrics import Metrics
+        from raysegment.nightly.metrics import Metrics
 
         self.workers, self.metrics = workers, Metrics(self.name, images)
 

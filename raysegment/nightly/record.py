@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raysegment.batch.night import Night
-    from raysegment.batch.run import Run
-    from raysegment.batch.todo import Todo
+    from raysegment.nightly.night import Night
+    from raysegment.nightly.run import Run
+    from raysegment.nightly.todo import Todo
 
 
 def record_of(
