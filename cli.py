@@ -1,4 +1,4 @@
-"""The command line from a checkout: ``python cli.py infer …``; what a submitted Ray Job starts."""
+"""The command line from a checkout: ``python cli.py infer …``; the same as ``python -m raysegment infer …``."""
 
 from raysegment.cli.app import main
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["silent", "human", "json", "quiet"]
 
+#: The options that say how to speak.
+MODES = ("--json", "--quiet", "--verbose")
 #: Seconds between two progress lines where there is no terminal.
 LINE_EVERY_S = 10.0
 
@@ -57,6 +59,12 @@ def warn(text: str) -> None:
     """Something a person should know even under --quiet."""
     if _settings.mode != "silent":
         print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def relay(line: str) -> None:
+    """A line of a job that runs elsewhere: on stdout, where its log is the result; talk beside --json."""
+    if _settings.mode != "silent":
+        print(line, file=sys.stderr if _settings.mode == "json" else sys.stdout, flush=True)
 
 
 def result(text: str, data: dict[str, Any]) -> None:

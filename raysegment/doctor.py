@@ -1,4 +1,4 @@
-"""What this machine can do, and what would get in the way. Nothing is started: no Ray, no worker."""
+"""What this machine can do, what a cluster shows, what would get in the way. Nothing is started: no Ray, no worker."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from raysegment.hardware import available_cores, available_memory, has_fast_bf16
+from raysegment.runtime.security import token_file
+from raysegment.runtime.survey import Survey, survey
 
 _NEEDED = (
     *("ray", "torch", "numpy", "tifffile", "imagecodecs", "zarr", "fsspec", "pillow", "safetensors"),
@@ -72,6 +74,8 @@ class DoctorResult:
     """Where outputs go by default, and where Ray keeps its files."""
     ray_address: str | None
     warnings: tuple[str, ...]
+    cluster: Survey | None = None
+    """Of the address that was asked for."""
 
     @property
     def exit_code(self) -> int:
@@ -89,6 +93,7 @@ class DoctorResult:
             "disks": {name: space.to_json() for name, space in self.disks.items()},
             "ray_address": self.ray_address,
             "warnings": list(self.warnings),
+            **({"cluster": self.cluster.to_json()} if self.cluster is not None else {}),
         }
 
     def summary(self) -> str:
@@ -102,16 +107,20 @@ class DoctorResult:
             *(f"{'GPU':<14} {gpu}" for gpu in gpus or ["none"]),
             *(f"{name + ' disk':<14} {space}" for name, space in self.disks.items()),
             f"{'Ray':<14} {f'RAY_ADDRESS={self.ray_address}' if self.ray_address else 'embedded, on this machine'}",
+            *(f"{name:<14} {value}" for name, value in (self.cluster.rows() if self.cluster else ())),
             "",
             *(f"warning: {text}" for text in self.warnings or ()),
         ]
         return "\n".join(lines if self.warnings else [*lines, "nothing stands in the way"])
 
 
-def doctor(environment: Mapping[str, str] = os.environ, home: Path | None = None) -> DoctorResult:
+def doctor(
+    environment: Mapping[str, str] = os.environ, home: Path | None = None, address: str | None = None
+) -> DoctorResult:
     """Look at versions, cores, memory, GPUs, disks and Ray's surroundings.
 
-    `environment` and `home` are where Ray's settings are looked for.
+    `environment` and `home` are where Ray's settings are looked for. `address` is that of a cluster to look at too.
+    Raises UsageError when nothing answers there.
     """
     home = Path.home() if home is None else home
     memory, shared = available_memory(), _space(Path("/dev/shm"))
@@ -134,9 +143,10 @@ def doctor(environment: Mapping[str, str] = os.environ, home: Path | None = None
         },
         ray_address=environment.get("RAY_ADDRESS") or None,
         warnings=(),
+        cluster=survey(address) if address is not None else None,
     )
-    token = Path(environment.get("RAY_AUTH_TOKEN_PATH", home / ".ray" / "auth_token"))
-    return replace(found, warnings=tuple(_warnings(found, token)))
+    about_cluster = found.cluster.warnings if found.cluster is not None else ()
+    return replace(found, warnings=(*_warnings(found, token_file(environment, home)), *about_cluster))
 
 
 def _warnings(found: DoctorResult, token: Path) -> Iterator[str]:

@@ -5,6 +5,7 @@
     │   └── NotBuiltError       2   promised, not there yet
     ├── InputError              2   mend the input: an image, a mask or a model that does not fit
     ├── OutputExistsError       2   pass --overwrite, or name another output
+    ├── JobError                *   a submitted job failed, was stopped, or goes on without us: its own exit code
     └── WorkError               1   the work itself failed
         ├── ReadError           1   pixels of one region cannot be read
         ├── AnswerError         1   the network answered something that is no probability
@@ -74,6 +75,14 @@ class GoneError(StorageError, FileNotFoundError):
 
 class LockedError(WorkError):
     """Another run, still alive, holds the output."""
+
+
+class JobError(RaysegmentError):
+    """A submitted job failed, was stopped, or goes on without us; `exit_code` is the job's."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 def first_complaint(error: ValidationError) -> str:

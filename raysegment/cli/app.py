@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 # isort: off
-from raysegment.cli import train, infer, evaluate, batch, schedule  # noqa: F401
+from raysegment.cli import train, infer, evaluate, batch, schedule, jobs  # noqa: F401
 from raysegment.cli import look, export, synth, demo, doctor, promised  # noqa: F401
 
 # isort: on

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from raysegment.cli.common import Result, command
+from raysegment.cli.common import Places, Result, command
 
 
 @command(
     "batch",
+    places=Places(carried=("job",), job_file="job"),
     epilog="""
     Examples:
       raysegment batch nightly.toml

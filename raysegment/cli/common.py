@@ -16,6 +16,8 @@ import typer
 
 from raysegment import console
 from raysegment.cli.config import load_config, shown
+from raysegment.cli.remote import OPTIONS as REMOTE
+from raysegment.cli.remote import Places, perform
 from raysegment.cli.root import Root, guarded
 
 
@@ -70,20 +72,26 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 
 
 def command(
-    name: str, *, epilog: str | None = None, **typer_options: Any
+    name: str,
+    *,
+    epilog: str | None = None,
+    places: Places | None = None,
+    group: typer.Typer = app,
+    **typer_options: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Register a function as the command `name`, with the shared options.
 
-    `epilog` holds examples and is shown line for line.
+    `epilog` holds examples and is shown line for line. With `places` the command can run elsewhere: --address.
     """
+    shared_options = {**_SHARED, **(REMOTE if places is not None else {})}
 
     def register(function: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(ctx: typer.Context, **values: Any) -> None:
-            shared = {key: values.pop(key) for key in _SHARED}
+            shared = {key: values.pop(key) for key in shared_options}
             mode: console.Mode = "json" if shared["json_"] else "quiet" if shared["quiet"] else "human"
             console.configure(mode, verbose=shared["verbose"])
-            raise typer.Exit(guarded(lambda: _perform(ctx, function, values, shared["show_config"])))
+            raise typer.Exit(guarded(lambda: _perform(ctx, function, values, shared, places)))
 
         own = inspect.signature(function, eval_str=True).parameters.values()
         keyword_only = inspect.Parameter.KEYWORD_ONLY
@@ -92,24 +100,28 @@ def command(
             *(p.replace(kind=keyword_only) for p in own),
             *(
                 inspect.Parameter(key, keyword_only, annotation=kind, default=default)
-                for key, (kind, default) in _SHARED.items()
+                for key, (kind, default) in shared_options.items()
             ),
         ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(name, epilog=_as_written(epilog), **typer_options)(run)
+        group.command(name, epilog=_as_written(epilog), **typer_options)(run)
         return run
 
     return register
 
 
 def _perform(
-    ctx: typer.Context, function: Callable[..., Any], values: dict[str, Any], show_config: bool
+    ctx: typer.Context,
+    function: Callable[..., Any],
+    values: dict[str, Any],
+    shared: dict[str, Any],
+    places: Places | None,
 ) -> int:
-    if show_config:
+    if shared["show_config"]:
         console.result(*shown(ctx, values))
         return 0
-    result: Result = function(**values)
+    result: Result = function(**values) if places is None else perform(ctx, function, values, shared, places)
     console.result(result.summary(), result.to_json())
     return result.exit_code
 

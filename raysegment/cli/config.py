@@ -57,6 +57,7 @@ def shown(ctx: typer.Context, values: dict[str, Any]) -> tuple[str, dict[str, An
 def own_parameters(ctx: typer.Context) -> list[Any]:
     """The command's parameters without those that every command shares."""
     shared = {"json_", "quiet", "verbose", "config", "show_config", "help"}
+    shared |= {"address", "detach", "allow_insecure"}
     return [p for p in ctx.command.params if p.name not in shared]
 
 

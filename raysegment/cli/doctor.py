@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from raysegment.cli.common import Result, command
 
 
@@ -11,13 +15,19 @@ from raysegment.cli.common import Result, command
     Examples:
       raysegment doctor
       raysegment doctor --json
+      raysegment doctor --address http://127.0.0.1:8265
     """,
 )
-def doctor() -> Result:
+def doctor(
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="http://HOST:8265", help="Also look at this cluster, and at what it exposes."),
+    ] = None,
+) -> Result:
     """Say what this machine can do and what would get in the way.
 
     Versions, cores, memory, GPUs, precision, disks and Ray's surroundings. Nothing is started or changed.
     """
     from raysegment.doctor import doctor as run
 
-    return run()
+    return run(address=address)

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from raysegment.cli.common import Result, command
+from raysegment.cli.common import Places, Result, command
 
 
 @command(
     "evaluate",
+    places=Places(carried=("classes",), read=("prediction", "truth"), uses_ray=False),
     epilog="""
     Examples:
       raysegment evaluate mask.zarr truth.tif

@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from raysegment.cli.common import Result, command
+from raysegment.cli.common import Places, Result, command
 from raysegment.errors import NotBuiltError, UsageError
 from raysegment.geometry import Window
 
 
 @command(
     "infer",
+    places=Places(carried=("model",), read=("source", "foreground"), written=("out", "scratch")),
     epilog="""
     Examples:
       raysegment infer scene.tif --model run/model.safetensors --out mask.zarr

@@ -10,7 +10,6 @@ from raysegment.cli.common import app
 from raysegment.errors import NotBuiltError
 
 _PROMISED = {
-    "jobs": "list, follow and stop jobs on a cluster.",
     "convert": "make a pyramidal OME-Zarr of any image.",
 }
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raysegment.cli.common import Result, command
+from raysegment.cli.common import Places, Result, command
 
 
 class Schedule(StrEnum):
@@ -63,6 +63,7 @@ def _auto_or_number(text: str) -> int | str:
 
 @command(
     "train",
+    places=Places(carried=("classes",), read=("data", "val"), written=("out",)),
     epilog="""
     Examples:
       raysegment train DATA --out run

@@ -13,6 +13,7 @@ from raysegment.geometry import Window
 from raysegment.hardware import available_cores, available_memory
 from raysegment.inference.plan import Plan
 from raysegment.inference.request import Request
+from raysegment.runtime.connected import fitted
 
 if TYPE_CHECKING:
     from raysegment.inference.auto import Measured
@@ -60,13 +61,20 @@ def itemsize_of(job: Job) -> int:
 
 def worker_count(asked: int | Auto, made: Plan, itemsize: int, measured: Measured | None) -> int:
     """Processes: one per GPU, or one per core a worker's threads take, as far as the memory goes."""
-    if asked != "auto":
-        return asked
-    if made.device == "cuda":
+    is_cuda = made.device == "cuda"
+    taken = (measured.activations, measured.weights) if measured is not None else (0, 0)
+    each = made.worker_bytes(itemsize, *taken)
+    count = fitted(
+        None if asked == "auto" else asked,
+        cpus=0 if is_cuda else made.threads,
+        gpus=int(is_cuda),
+        memory=0 if is_cuda else each,
+    )
+    if count is not None:
+        return count
+    if is_cuda:
         import torch
 
         return torch.cuda.device_count()
     cores = max(1, available_cores() // made.threads)
-    taken = (measured.activations, measured.weights) if measured is not None else (0, 0)
-    each = made.worker_bytes(itemsize, *taken)
     return max(1, min(cores, int(0.8 * available_memory()) // each))

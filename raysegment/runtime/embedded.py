@@ -1,22 +1,25 @@
-"""Where work runs: a Ray that this process starts for itself, or one that the caller started."""
+"""A Ray that this process starts for itself; or the one there is already."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 from raysegment import console
+from raysegment.errors import RaysegmentError, UsageError
 from raysegment.hardware import available_cores
+from raysegment.runtime.address import where
+from raysegment.runtime.security import close_token_file
 
 #: Logical CPUs beyond the workers' own, so that Ray's small tasks never wait for them.
 EXTRA_CPUS = 2
-
+#: Set while the Ray at hand is one that this process started.
+OURS = threading.Event()
 
 #: How the C library of a worker is to hold memory: in one arena, kept between the layers of a network. Otherwise it
 #: maps and unmaps every activation, 12,000 page faults a tile; with it the U-Net is 10 % faster and peaks lower.
@@ -38,34 +41,38 @@ FRUGAL_ENVIRONMENT = {
 
 @contextlib.contextmanager
 def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
-    """A Ray to work in: the one that is connected already, or an embedded one for the time of the block.
+    """A Ray to work in: the one that is connected already, the one that RAY_ADDRESS names, or an embedded one.
 
-    `workers` one-CPU workers must find room. The embedded Ray is silent unless --verbose. Its dashboard binds to
+    `workers` one-CPU workers must find room in the embedded one. It is silent unless --verbose. Its dashboard binds to
     loopback; its other ports do not (Ray offers no way), so it answers only to the token of this user.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "ray" not in sys.modules:  # Ray settles these when it is imported
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if not console.is_verbose():  # it goes to stdout, where --json writes; whoever is hurt says so itself
-            os.environ.setdefault(
-                "RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|was killed by `ray.kill`"
-            )
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
+    address = where(None)
+    if address.kind == "jobs":
+        raise UsageError(
+            f"{address} takes whole commands: submit one with `raysegment … --address`, or unset it"
+        )
+    if address.kind == "cluster":
+        from raysegment.runtime.connected import connected
+
+        with connected(address):
+            yield
+        return
+    with _embedded(workers, dashboard=dashboard):
+        yield
+
+
+@contextlib.contextmanager
+def _embedded(workers: int, *, dashboard: bool) -> Iterator[None]:
+    if "ray" not in sys.modules:  # Ray settles this when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     for key, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    if "RAY_ADDRESS" in os.environ:
-        console.warn(
-            "RAY_ADDRESS is set, but running in that cluster is not built yet: working on this machine"
-        )
-    quiet = not console.is_verbose()
-    if quiet:
-        # Ray's C++ side logs an error for every pool of actors that has arguments; ours report their own failures.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with _held_stderr() if quiet else contextlib.nullcontext():
+    with hushed() as quiet:
+        import ray
+
         ray.init(
             address="local",
             num_cpus=max(workers, available_cores()) + EXTRA_CPUS,
@@ -74,11 +81,29 @@ def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
             log_to_driver=not quiet,
             logging_level=logging.ERROR if quiet else logging.INFO,
         )
-    _close_token_file()
+    close_token_file()
+    OURS.set()
     try:
         yield
     finally:
+        OURS.clear()
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[bool]:
+    """Ray's start, without its words unless --verbose (or it fails); whether Ray is to be quiet from here on."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = not console.is_verbose()
+    if quiet:
+        # Ray's C++ side logs an error for every pool of actors that has arguments; ours report their own failures.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        if "ray" not in sys.modules:  # it goes to stdout, where --json writes; whoever is hurt says so itself
+            os.environ.setdefault(
+                "RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|was killed by `ray.kill`"
+            )
+    with _held_stderr() if quiet else contextlib.nullcontext():
+        yield quiet
 
 
 @contextlib.contextmanager
@@ -90,6 +115,8 @@ def _held_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except RaysegmentError:  # says all that there is to say
+            raise
         except BaseException:
             held.seek(0)
             os.write(real, held.read())
@@ -97,14 +124,3 @@ def _held_stderr() -> Iterator[None]:
         finally:
             os.dup2(real, 2)
             os.close(real)
-
-
-def _close_token_file() -> None:
-    """Ray writes its token readable for everyone; nobody else has any business with it."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    if (
-        token.is_file()
-        and token.owner() == Path.home().owner()
-        and stat.S_IMODE(token.stat().st_mode) & 0o077
-    ):
-        token.chmod(0o600)

@@ -1,0 +1,13 @@
+"""Where work runs. Start with `address.py`: what one says, and which of the three places it means.
+
+embedded.py     a Ray that this process starts for itself; :func:`cluster` is what work asks for, wherever it is
+connected.py    a running cluster, whose driver this process becomes; what it has, and what its nodes see
+jobs.py         the Ray Jobs of a cluster, over http: list, submit, log, stop
+follow.py       a job's log to its end, through lost connections, and what the job answered
+parcel.py       what travels with a job, and whether the cluster can see the rest
+security.py     tokens, and what a cluster shows to strangers
+"""
+
+from raysegment.runtime.embedded import FRUGAL_ENVIRONMENT, WORKER_ENVIRONMENT, cluster
+
+__all__ = ["FRUGAL_ENVIRONMENT", "WORKER_ENVIRONMENT", "cluster"]

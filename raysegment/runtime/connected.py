@@ -1,0 +1,190 @@
+"""A running cluster, whose driver this process becomes: its checks, its room, and what its nodes see."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from raysegment import console
+from raysegment.errors import UsageError
+from raysegment.runtime.address import Address, reach, undisturbed
+from raysegment.runtime.embedded import OURS, hushed
+from raysegment.runtime.security import find_token, use_token
+
+#: Seconds (tries, one each) for Ray to say yes; by itself it takes 20 to refuse a wrong token.
+_CONNECT_TRIES = "5"
+#: How long a node may take to look at a folder: the first task there starts a process and unpacks the package.
+_LOOK_S = 60.0
+
+
+@contextlib.contextmanager
+def connected(address: Address) -> Iterator[None]:
+    """Be a driver of the cluster for the time of the block. Raises UsageError, in seconds, when that cannot be."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
+    reach(address)
+    if not use_token() and address.host is not None and not address.is_loopback:
+        console.warn(
+            f"no Ray token here: if {address.text} asks for none, anyone who reaches it can run code there"
+        )
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", _CONNECT_TRIES)
+    with undisturbed(), hushed() as quiet, _mapped(address):
+        import ray
+
+        ray.init(
+            address=address.text,
+            runtime_env=_own_package(),
+            log_to_driver=not quiet,
+            logging_level=logging.ERROR if quiet else logging.INFO,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _own_package() -> dict[str, list[str]] | None:
+    """This very package for all nodes; None within a submitted job, which brought it along."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    return {"py_modules": [str(Path(__file__).parents[1])]}
+
+
+@contextlib.contextmanager
+def _mapped(address: Address) -> Iterator[None]:
+    try:
+        yield
+    except ConnectionError as e:
+        if address.host is None and "find any running" in str(e):
+            raise UsageError(
+                f"{address}: no Ray cluster runs on this machine: start one, or name its host"
+            ) from e
+        token = "Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
+        reason = (
+            f"{token} is not the cluster's" if find_token() else f"it may ask for {token}, and there is none"
+        )
+        raise UsageError(
+            f"{address}: the cluster does not let us in: {reason}, or this is not Ray's own port"
+        ) from e
+    except (RuntimeError, ValueError) as e:
+        text = str(e)
+        versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", text)
+        if "ersion mismatch" in text and len(versions) == 2:
+            (ray, python), (our_ray, our_python) = versions
+            raise UsageError(
+                f"{address} runs Ray {ray} on Python {python}, here are Ray {our_ray} and Python {our_python}: "
+                "both must be the same; or submit to http://HOST:8265"
+            ) from e
+        if "is not" in text or "none of these match" in text or "raylet" in text:
+            raise UsageError(
+                f"{address}: this machine is no node of that cluster: submit to http://{address.host}:8265 instead"
+            ) from e
+        raise UsageError(f"{address}: {text.strip().splitlines()[0]}") from e
+
+
+def fitted(asked: int | None, *, cpus: int, gpus: int, memory: int) -> int | None:
+    """How many workers of `cpus`, `gpus` and `memory` bytes to have: `asked`, or as many as find room in the cluster.
+
+    None in a Ray of our own, which makes room. Raises UsageError when not even one finds room.
+    """
+    if OURS.is_set() or "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
+        return asked
+    import ray
+
+    wanted = {name: n for name, n in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if n}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min(int(node.get(name, 0) // n) for name, n in wanted.items()) for node in nodes)
+    needs = ", ".join(
+        f"{n / (1 << 30):.1f} GiB memory" if k == "memory" else f"{n} {k}" for k, n in wanted.items()
+    )
+    if room == 0:
+        raise UsageError(
+            f"no node of this cluster has room for a worker of {needs}: add one, or ask for less"
+        )
+    if asked is not None and asked > room:
+        console.say(
+            f"{room} of {asked} workers of {needs} find room in this cluster: the others wait for more nodes"
+        )
+    free = ray.available_resources()
+    for name in ("CPU", "GPU"):
+        if free.get(name, 0) < wanted.get(name, 0):
+            console.say(f"all {name}s of this cluster are taken: waiting for {wanted[name]}")
+    return asked or room
+
+
+def check_shared(reads: Sequence[str], writes: Sequence[str]) -> None:
+    """Raise UsageError when a node that works does not see a folder written to, or a path read from, as this one does.
+
+    One task per further node looks for the paths, and for a small file that is put into the folders.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    working = [node for node in nodes if node["Resources"].get("CPU") or node["Resources"].get("GPU")]
+    if not working:
+        return
+    looked = [path for path in reads if os.path.exists(path)]
+    with _marks(writes) as marks:
+        look = ray.remote(num_cpus=0, max_retries=1)(missing)
+        asked = {
+            look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote([*looked, *marks]): node["NodeManagerHostname"]
+            for node in working
+        }
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_S)
+        for reference in answered:
+            with _may_be_gone(asked[reference]):
+                for path in ray.get(reference):
+                    raise UsageError(
+                        f"node {asked[reference]} does not see {marks.get(path, path)}: put it on storage that all "
+                        "nodes share"
+                    )
+    if silent:
+        console.warn(f"node {asked[silent[0]]} did not say within {_LOOK_S:.0f} s whether it sees all paths")
+
+
+def missing(paths: Sequence[str]) -> list[str]:
+    """Those of the paths that this node does not see."""
+    return [path for path in paths if not os.path.exists(path)]
+
+
+@contextlib.contextmanager
+def _marks(folders: Sequence[str]) -> Iterator[dict[str, str]]:
+    """A new file near each of the folders for the time of the block, with the folder it stands for."""
+    marks: dict[str, str] = {}
+    try:
+        for folder in folders:
+            place = next(p for p in (Path(folder), *Path(folder).parents) if p.is_dir())
+            if place.suffix == ".zarr":  # finished stores hold what belongs to them, nothing else
+                place = place.parent
+            mark = place / f".raysegment-{secrets.token_hex(8)}"
+            try:
+                mark.touch()
+            except OSError as e:
+                raise UsageError(f"cannot write to {place}: {e.strerror}") from e
+            marks[str(mark)] = folder
+        yield marks
+    finally:
+        for name in marks:
+            Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _may_be_gone(node: str) -> Iterator[None]:
+    """A node that leaves in this moment is the scheduler's business."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as e:
+        console.warn(f"node {node} did not look at the paths: {type(e).__name__}")

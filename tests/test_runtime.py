@@ -1,0 +1,473 @@
+"""Addresses, tokens, what travels, what is refused, and a job's log: all that needs no cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from raysegment.cli import remote
+from raysegment.cli.app import app
+from raysegment.errors import JobError, UsageError
+from raysegment.runtime import follow as following
+from raysegment.runtime import parcel as packing
+from raysegment.runtime.address import Address, undisturbed, where
+from raysegment.runtime.follow import Log, follow
+from raysegment.runtime.jobs import JobState, Unreachable
+from raysegment.runtime.parcel import Parcel, forwarded, is_shared
+from raysegment.runtime.security import exposure, find_token, refuse_exposure, refuse_secrets
+from raysegment.runtime.submission import submit
+from raysegment.runtime.survey import survey
+
+AWAY = Address("jobs", "https://ray.example.org", host="ray.example.org", port=443)
+
+
+@pytest.mark.parametrize(
+    ("option", "variable", "kind", "host", "port", "said_by"),
+    [
+        (None, None, "local", None, 0, "--address"),
+        ("local", "10.0.0.1:6379", "local", None, 0, "--address"),
+        (None, "auto", "cluster", None, 0, "RAY_ADDRESS"),
+        ("10.0.0.2:6379", "10.0.0.1:6379", "cluster", "10.0.0.2", 6379, "--address"),
+        (None, "[::1]:6379", "cluster", "::1", 6379, "RAY_ADDRESS"),
+        ("http://head:8265/", "auto", "jobs", "head", 8265, "--address"),
+        ("https://ray.example.org/team", None, "jobs", "ray.example.org", 443, "--address"),
+        (None, "http://head:8265", "jobs", "head", 8265, "RAY_ADDRESS"),
+    ],
+)
+def test_where(option: Any, variable: Any, kind: str, host: Any, port: int, said_by: str) -> None:
+    found = where(option, {} if variable is None else {"RAY_ADDRESS": variable})
+    assert (found.kind, found.host, found.port) == (kind, host, port)
+    assert kind == "local" or found.said_by == said_by
+
+
+@pytest.mark.parametrize(
+    "text", ["head", "head:", "head:99999", "ray://head:10001", "ftp://x:1", "http://", "a b:1"]
+)
+def test_no_address(text: str) -> None:
+    with pytest.raises(UsageError, match=r"http://HOST:8265"):
+        where(text, {})
+
+
+def test_a_password_in_an_address_is_not_repeated() -> None:
+    with pytest.raises(UsageError) as refused:
+        where("http://me:hunter2@head:8265", {})
+    assert "hunter2" not in str(refused.value)
+
+
+def test_ray_s_own_variables_do_not_interfere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "a")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "b")
+    with undisturbed():
+        assert not {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"} & set(os.environ)
+    assert (os.environ["RAY_ADDRESS"], os.environ["RAY_API_SERVER_ADDRESS"]) == ("a", "b")
+
+
+def test_the_token_and_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("words\n")
+    path.chmod(0o644)
+    environment = {"RAY_AUTH_TOKEN_PATH": str(path)}
+    assert find_token(environment) == "words"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert find_token({**environment, "RAY_AUTH_TOKEN": "other"}) == "other"
+    assert find_token({**environment, "RAY_AUTH_MODE": "disabled"}) is None
+    assert find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}) is None
+
+
+@pytest.fixture
+def dashboard() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Something that answers like a dashboard: its address, and what to answer with (path → status, body)."""
+    answers: dict[str, Any] = {"/api/version": (200, {"ray_version": "2.0.0"})}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = answers.get(self.path, (404, {}))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Silent."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", answers
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_cluster_without_a_token_is_refused(dashboard: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    url, answers = dashboard
+    image = tmp_path / "a.png"
+    command = ["infer", str(image), "--model", "m.onnx", "--out", str(tmp_path / "m.zarr"), "--address", url]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 2
+    assert "anyone who reaches it can run code there" in json.loads(done.stdout)["error"]
+    assert "--allow-insecure" in done.stderr
+    seen = survey(url)
+    assert (seen.needs_token, seen.ray_version) == (False, "2.0.0")
+    assert len([w for w in seen.warnings if "asks for no token" in w or "runs Ray 2.0.0" in w]) == 2
+    answers["/api/version"] = (404, {})
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "not as a Ray dashboard does" in done.stderr
+
+
+def test_who_is_refused(dashboard: tuple[str, dict[str, Any]]) -> None:
+    url, answers = dashboard
+    found = exposure(where(url))
+    answers["/api/version"] = (401, {})
+    guarded = exposure(where(url))
+    plain = Address("jobs", "http://ray.example.org:8265", host="ray.example.org", port=8265)
+    for address, seen, code, refused in [
+        (where(url), found, True, "asks for no token"),
+        (where(url), found, False, None),  # to look is no risk
+        (where(url), guarded, True, None),
+        (plain, guarded, False, "could read the token"),
+    ]:
+        refuse_exposure(address, seen, is_allowed=True, sends_code=code)
+        if refused is None:
+            refuse_exposure(address, seen, is_allowed=False, sends_code=code)
+        else:
+            with pytest.raises(UsageError, match=refused):
+                refuse_exposure(address, seen, is_allowed=False, sends_code=code)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--mlflow=https://me:hunter2@host/x",
+        "https://b.example/x.tif?X-Amz-Signature=hunter2",
+        "https://b/x?sig=hunter2",
+    ],
+)
+def test_secrets_are_not_sent_and_not_repeated(word: str) -> None:
+    refuse_secrets(["s3://bucket/a:b.tif", "--out=/x@y", "https://host:8080/x"])
+    with pytest.raises(UsageError) as refused:
+        refuse_secrets(["--out=/x", word])
+    assert "hunter2" not in str(refused.value)
+
+
+def test_what_is_forwarded() -> None:
+    environment = {"AWS_REGION": "eu-1", "AWS_SECRET_ACCESS_KEY": "x", "MLFLOW_TRACKING_URI": "https://a:b@c"}
+    assert forwarded(environment) == {"AWS_REGION": "eu-1"}
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> Parcel:
+    monkeypatch.setattr(packing, "is_this_machine", lambda *_: True)
+    return Parcel(AWAY, None)
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> Parcel:
+    monkeypatch.setattr(packing, "is_this_machine", lambda *_: False)
+    return Parcel(AWAY, None)
+
+
+def test_what_a_cluster_on_this_machine_sees(
+    near: Parcel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.tif").touch()
+    monkeypatch.chdir(tmp_path)
+    assert near.sees("--source", "a.tif") == str(tmp_path / "a.tif")
+    assert near.sees("--out", "new/m.zarr", is_new=True) == str(tmp_path / "new" / "m.zarr")
+    with pytest.raises(UsageError, match="no such file"):
+        near.sees("--source", "b.tif")
+
+
+def test_what_a_cluster_elsewhere_sees(far: Parcel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tif").touch()
+    monkeypatch.chdir(tmp_path)
+    for here in ("a.tif", str(tmp_path / "a.tif"), str(tmp_path / "*.tif")):
+        with pytest.raises(UsageError, match=r"disk of this machine|no such file"):
+            far.sees("--source", here)
+    for out in ("m.zarr", str(tmp_path / "m.zarr"), "new/m.zarr"):
+        with pytest.raises(UsageError, match="disk of this machine"):
+            far.sees("--out", out, is_new=True)
+    assert far.sees("--source", "/no/such/mount/a.tif") == "/no/such/mount/a.tif"
+    assert far.sees("--source", "s3://bucket/a.tif") == "s3://bucket/a.tif"
+    monkeypatch.setattr(packing, "is_shared", lambda _: True)
+    assert far.sees("--source", "a.tif") == str(tmp_path / "a.tif")
+
+
+def test_file_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    kinds = {"/": "ext4", "/data": "nfs4", "/data/scratch": "xfs", "/mnt/b": "fuse.s3fs"}
+    parts = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in kinds.items()]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: parts)
+    shared = {path: is_shared(Path(path)) for path in ("/x", "/data/x", "/data/scratch/x", "/mnt/b/c/d")}
+    assert shared == {"/x": False, "/data/x": True, "/data/scratch/x": False, "/mnt/b/c/d": True}
+
+
+def test_what_travels(far: Parcel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("net.onnx", "net.toml", "net.onnx.data", "net.png", "big.safetensors"):
+        (tmp_path / name).write_bytes(name.encode() * 10)
+    (tmp_path / ".gitignore").write_text("*")
+    assert far.carry("model", str(tmp_path / "net.onnx")) == "model/net.onnx"
+    assert sorted(far.files) == ["model/net.onnx", "model/net.onnx.data", "model/net.toml"]
+    with far.packed() as environment:
+        [package] = map(Path, environment["py_modules"])
+        assert {p.name for p in (Path(environment["working_dir"]) / "model").iterdir()} == {
+            *("net.onnx", "net.onnx.data", "net.toml")
+        }
+        assert (package / "__main__.py").is_file()
+        assert (package / "report" / "templates").is_dir()
+        assert not list(package.rglob("__pycache__"))
+    assert not package.exists()
+    before = far.digest()
+    (tmp_path / "net.toml").write_text("changed")
+    assert far.digest() != before
+    monkeypatch.setattr(packing, "MAX_BYTES", 100)
+    with pytest.raises(UsageError, match="travel with a job"):
+        far.carry("model", str(tmp_path / "big.safetensors"))
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 40)))
+def test_a_log_reads_the_same_however_it_is_cut(seed: int, cuts: list[int]) -> None:
+    text = f'one\n{{"not": the end\nerror: not yet\ntwo {seed}\n2026-01-01 00:00:00,1\tINFO x.py -- x\n'
+    text += 'last\n{"a": 1}\n'
+    shown: list[str] = []
+    log = Log(shown.append)
+    for cut in cuts:
+        log.take(text[log.seen : log.seen + cut])
+    log.take(text[log.seen :])
+    log.end()
+    assert shown == ["one", '{"not": the end', "error: not yet", f"two {seed}", "last"]
+    assert (log.answer, log.error) == ({"a": 1}, None)
+
+
+def state(status: str, code: int | None = None, job: str = "j") -> JobState:
+    return JobState(job, status, code, "a message", "", 1.0, None)
+
+
+class Flaky:
+    """Jobs whose connection breaks: every tail begins at the beginning and ends somewhere."""
+
+    text = "one\ntwo\nthree\nerror: it broke\n"
+
+    def __init__(self, states: list[JobState | Exception], cuts: list[int]) -> None:
+        self.states, self.cuts = states, cuts
+
+    def state(self, _: str) -> JobState:
+        found = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def log(self, _: str) -> str:
+        return self.text
+
+    async def tail(self, _: str) -> AsyncIterator[str]:
+        for at in range(0, self.cuts.pop(0), 3):
+            yield self.text[at : at + 3]
+        raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+
+def test_a_log_is_followed_through_lost_connections() -> None:
+    gone, running = Unreachable("away"), state("RUNNING")
+    jobs: Any = Flaky([state("PENDING"), running, gone, running, running, state("FAILED", 3)], [7, 12, 3])
+    shown: list[str] = []
+    ended, log = follow(jobs, "j", shown.append)
+    assert shown == ["one", "two", "three"]
+    assert (ended.exit_code, log.error) == (3, "it broke")
+
+
+def test_a_cluster_that_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "AWAY_S", 0.1)
+    jobs: Any = Flaky([Unreachable("away")], [])
+    with pytest.raises(Unreachable, match="the same command follows it") as lost:
+        follow(jobs, "j", lambda _: None)
+    assert lost.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("ended", "text", "code", "error"),
+    [
+        (state("SUCCEEDED", 0), '{"a": 1}', 0, None),
+        (state("FAILED", 3), '{"failed_regions": [1]}', 3, None),
+        (state("FAILED", 2), "error: wrong\n", 2, "wrong"),
+        (state("FAILED", 1), "Killed", 1, "a message"),
+        (state("STOPPED", 130), "", 130, "was stopped"),
+    ],
+)
+def test_a_job_s_answer(ended: JobState, text: str, code: int, error: str | None) -> None:
+    log = Log(lambda _: None)
+    log.take(text)
+    log.end()
+    if error is None:
+        found = remote.outcome(ended, log)
+        assert (found.exit_code, found.to_json()) == (code, log.answer)
+    else:
+        with pytest.raises(JobError, match=error) as raised:
+            remote.outcome(ended, log)
+        assert raised.value.exit_code == code
+
+
+class Interrupted(Flaky):
+    """Someone presses Ctrl-C."""
+
+    address = AWAY
+
+    def state(self, _: str) -> JobState:
+        raise KeyboardInterrupt
+
+    def stop(self, job: str) -> JobState:
+        return state("STOPPED", 130, job)
+
+
+@pytest.mark.parametrize(("stop", "said"), [(None, "goes on at"), (False, "goes on at"), (True, "j stopped")])
+def test_ctrl_c_asks_a_person(monkeypatch: pytest.MonkeyPatch, stop: bool | None, said: str) -> None:
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: stop is not None)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: stop)
+    jobs: Any = Interrupted([], [])
+    with pytest.raises(JobError, match=said) as left:
+        remote.attend(jobs, "j")
+    assert left.value.exit_code == 130
+    assert ("raysegment jobs stop j --address" in str(left.value)) is not stop
+
+
+class Queue:
+    """Jobs that only remember."""
+
+    address = AWAY
+    token = None
+
+    def __init__(self, *jobs: JobState, taken: str = "") -> None:
+        self.jobs, self.taken = list(jobs), taken
+        self.entry: list[str] = []
+
+    def list(self) -> list[JobState]:
+        return self.jobs
+
+    def submit(self, job: str, command: str, environment: Any) -> None:
+        if job == self.taken:
+            self.jobs.append(state("RUNNING", job=job))
+            raise KeyError(job)
+        self.entry = shlex.split(command)
+        self.jobs.append(state("RUNNING", job=job))
+
+
+def test_a_command_runs_once(far: Parcel) -> None:
+    def go(queue: Any, *words: str) -> str:
+        return submit(queue, "infer", words, far)
+
+    queue = Queue()
+    first = go(queue, "--out=/x y", "--", "s3://a")
+    assert queue.entry == ["python", "-m", "raysegment", "infer", "--out=/x y", "--", "s3://a"]
+    assert go(queue, "--json", "--out=/x y", "--", "s3://a") == first  # however it is to speak
+    assert go(Queue(state("FAILED", 1, first)), "--out=/x y", "--", "s3://a") == f"{first}-2"
+    assert go(
+        Queue(state("FAILED", 1, first), state("STOPPED", 130, f"{first}-9")), "--out=/x y", "--", "s3://a"
+    ) == (f"{first}-10")
+    assert go(Queue(taken=first), "--out=/x y", "--", "s3://a") == first  # somebody was faster
+    assert go(Queue(), "--out=/other", "--", "s3://a") != first
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> Queue:
+    """What is submitted to a cluster elsewhere."""
+    from raysegment.runtime import jobs
+
+    queue = Queue()
+    monkeypatch.setattr(jobs, "Jobs", lambda *_, **__: queue)
+    monkeypatch.setattr(packing, "is_this_machine", lambda *_: False)
+    return queue
+
+
+def test_flags_and_files_become_the_job_s_words(submitted: Queue, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    (tmp_path / "c.toml").write_text('tile = 256\nforeground = "auto"\n')
+    command = [
+        *("infer", "s3://b/a.tif", "s3://b/c.tif", "--out", "s3://b/out"),
+        *("--model", str(tmp_path / "m.onnx")),
+        *("--region", "1", "2", "3", "4", "--config", str(tmp_path / "c.toml"), "--probabilities"),
+    ]
+    done = CliRunner().invoke(app, [*command, "--address", AWAY.text, "--detach", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert submitted.entry[4:] == [
+        *("--json", "--model=model/m.onnx", "--out=s3://b/out", "--tile=256", "--region", "1", "2", "3", "4"),
+        *("--foreground=auto", "--probabilities", "--", "s3://b/a.tif", "s3://b/c.tif"),
+    ]
+    assert json.loads(done.stdout) == {"id": submitted.jobs[0].id, "address": AWAY.text}
+    train = [
+        "train",
+        "/no/such/mount/set",
+        "--out",
+        "/no/such/mount/run",
+        "--val",
+        "0.3",
+        "--no-ema",
+        "--norm",
+        "group",
+    ]
+    done = CliRunner().invoke(app, [*train, "--address", AWAY.text, "--detach"])
+    assert done.exit_code == 0, done.stderr
+    assert submitted.entry[4:] == [
+        *("--out=/no/such/mount/run", "--val=0.3", "--norm=group", "--no-ema", "--", "/no/such/mount/set"),
+    ]
+
+
+def test_files_that_the_cluster_cannot_see_are_named(submitted: Queue, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").touch()
+    (tmp_path / "m.onnx").touch()
+    command = [
+        "infer",
+        str(tmp_path / "a.tif"),
+        "--model",
+        str(tmp_path / "m.onnx"),
+        "--out",
+        "s3://b/m.zarr",
+    ]
+    done = CliRunner().invoke(app, [*command, "--address", AWAY.text])
+    assert done.exit_code == 2
+    assert str(tmp_path / "a.tif") in done.stderr
+    assert submitted.entry == []
+
+
+def test_a_batch_job_s_own_places(submitted: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tmp_path / "night.toml"
+    head = f'name = "night"\n[cluster]\naddress = "{AWAY.text}"\n[input]\npaths = "s3://b/*.tif"\n'
+    rest = '[model]\npath = "s3://b/m.safetensors"\n[output]\npath = "{}/{{stem}}.zarr"\n'
+    job.write_text(head + rest.replace("{}", "masks"))
+    done = CliRunner().invoke(app, ["batch", str(job), "--detach"])
+    assert done.exit_code == 2
+    assert f"[output] path {tmp_path}/masks is on a disk of this machine" in done.stderr
+    assert submitted.entry == []
+    job.write_text(head + rest.replace("{}", "s3://b/masks"))
+    done = CliRunner().invoke(app, ["batch", str(job), "--detach"])
+    assert done.exit_code == 0, done.stderr
+    assert submitted.entry[3:] == ["batch", "--", "job/night.toml"]
+    # the copy in the job must not submit itself again
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    done = CliRunner().invoke(app, ["batch", str(job), "--detach"])
+    assert "--detach needs a job" in done.stderr
+
+
+def test_options_that_need_an_address() -> None:
+    done = CliRunner().invoke(app, ["evaluate", "a", "b", "--detach"])
+    assert done.exit_code == 2
+    assert "--detach needs a job" in done.stderr
+    done = CliRunner().invoke(app, ["jobs", "list"])
+    assert done.exit_code == 2
+    assert "no --address" in done.stderr
+    done = CliRunner().invoke(app, ["jobs", "lsit"])
+    assert done.exit_code == 2
+    assert "'list'" in done.stderr
