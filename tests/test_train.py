@@ -217,7 +217,7 @@ def test_the_fingerprint_is_options_and_contents(data: Path, tmp_path: Path) -> 
         (["{data}", "--val", "nowhere"], "nowhere does not exist"),
         (["{data}", "--tile", "250"], "--tile 250 does not fit"),
         (["{data}", "--loss", "dise"], "unknown term 'dise'; the nearest is 'dice'"),
-        (["{data}", "--workers", "9"], "--workers 9 is more than --batch-size 8"),
+        (["{data}", "--workers", "9", "--batch-size", "8"], "--workers 9 is more than --batch-size 8"),
         (["{data}", "--workers", "two"], "give auto, a number of 1 or more, or MIN:MAX"),
         (["{data}", "--early-stop", "0"], "--early-stop 0"),
         (["{data}", "--accumulate", "9"], "--accumulate 9 is more than --batch-size 8"),
