@@ -171,6 +171,7 @@ def test_a_mask_in_a_bucket_has_the_bytes_of_one_on_a_disk(bucket: Bucket, here:
     assert (code, looked["kind"], looked["shape"]) == (0, "mask", [1500, 1300])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(bucket: Bucket, here: Path) -> None:
     command = [
         sys.executable,
@@ -198,6 +199,7 @@ def test_a_killed_run_goes_on(bucket: Bucket, here: Path) -> None:
     assert not bucket.keys("killed.zarr.scratch/")
 
 
+@pytest.mark.slow
 def test_a_glob_names_all_that_match(bucket: Bucket, folder: Path, here: Path) -> None:
     data = (folder / "scene.tif").read_bytes()
     for name in ("a.tif", "deep/b.tif"):
@@ -255,6 +257,7 @@ def test_a_bucket_without_rights_is_one_line(bucket: Bucket, folder: Path, tmp_p
         assert "no right to" in answer["error"]
 
 
+@pytest.mark.slow
 def test_an_object_that_is_no_more_stops_the_job_even_where_damage_is_skipped(
     bucket: Bucket, folder: Path, tmp_path: Path
 ) -> None:
