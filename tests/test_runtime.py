@@ -24,6 +24,7 @@ from raysegment.errors import JobError, UsageError
 from raysegment.runtime import follow as following
 from raysegment.runtime import parcel as packing
 from raysegment.runtime.address import Address, undisturbed, where
+from raysegment.runtime.connected import fitted
 from raysegment.runtime.follow import Log, follow
 from raysegment.runtime.jobs import JobState, Unreachable
 from raysegment.runtime.parcel import Parcel, forwarded, is_shared
@@ -471,3 +472,19 @@ def test_options_that_need_an_address() -> None:
     done = CliRunner().invoke(app, ["jobs", "lsit"])
     assert done.exit_code == 2
     assert "'list'" in done.stderr
+
+
+@pytest.mark.parametrize(("asked", "answer"), [(3, 3), (None, None)])
+def test_a_cluster_without_workers_yet_grows_for_those_asked_for_by_number(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, answer: int | None
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"memory": 4e9}}]  # a head that takes no work
+    empty = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: nodes, available_resources=dict)
+    monkeypatch.setitem(sys.modules, "ray", empty)
+    if answer is not None:
+        assert fitted(asked, cpus=1, gpus=0, memory=0) == answer
+        return
+    with pytest.raises(
+        UsageError, match=r"no node .* has room for a worker of 1 CPU: .* give --workers a number"
+    ):
+        fitted(asked, cpus=1, gpus=0, memory=0)

@@ -92,7 +92,8 @@ def _mapped(address: Address) -> Iterator[None]:
 def fitted(asked: int | None, *, cpus: int, gpus: int, memory: int) -> int | None:
     """How many workers of `cpus`, `gpus` and `memory` bytes to have: `asked`, or as many as find room in the cluster.
 
-    None in a Ray of our own, which makes room. Raises UsageError when not even one finds room.
+    None in a Ray of our own, which makes room. Raises UsageError when not even one finds room and none was `asked`
+    for by number: a cluster that begins with no workers makes room when it is asked.
     """
     if OURS.is_set() or "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         return asked
@@ -104,9 +105,10 @@ def fitted(asked: int | None, *, cpus: int, gpus: int, memory: int) -> int | Non
     needs = ", ".join(
         f"{n / (1 << 30):.1f} GiB memory" if k == "memory" else f"{n} {k}" for k, n in wanted.items()
     )
-    if room == 0:
+    if room == 0 and asked is None:
         raise UsageError(
-            f"no node of this cluster has room for a worker of {needs}: add one, or ask for less"
+            f"no node of this cluster has room for a worker of {needs}: add one, ask for less, or, where it grows by "
+            "itself, give --workers a number"
         )
     if asked is not None and asked > room:
         console.say(
