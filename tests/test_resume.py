@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import trained
-from trained import make, run_here, weights
+from trained import Killed, checkpoint_always, kill_after, make, run_here, weights
 
 from raysegment.training import keeper, loop
 from raysegment.training.parallel import Stopped
@@ -35,36 +35,13 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run_here(data, tmp_path_factory.mktemp("whole") / "run")
 
 
-class _Killed(BaseException):
-    """Stands for whatever ends a process in the middle of a step."""
-
-
-def _kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Checkpoints at every step; the process dies in step `steps` + 1."""
-    taken, step = [0], loop._Worker._step
-
-    def mortal(self: Any, batch: Any) -> torch.Tensor:
-        if taken[0] == steps:
-            raise _Killed
-        taken[0] += 1
-        return step(self, batch)
-
-    monkeypatch.setattr(loop._Worker, "_step", mortal)
-    _checkpoint_always(monkeypatch)
-
-
-def _checkpoint_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "_CHECKPOINT_EVERY_S", 0.0)
-    monkeypatch.setattr(keeper, "_CHECKPOINT_SHARE", 1e9)
-
-
 @pytest.mark.parametrize("killed_at", [3, 4, 9])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     with monkeypatch.context() as patched:
-        _kill_after(patched, killed_at)
-        with pytest.raises(_Killed):
+        kill_after(patched, killed_at)
+        with pytest.raises(Killed):
             run_here(data, tmp_path / "broken")
     torch.rand(7)  # the generator stands elsewhere in another process
     resumed = run_here(data, tmp_path / "broken")
@@ -94,12 +71,12 @@ def test_an_epoch_that_was_killed_before_its_scores_is_scored(
     data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     def die(*_: Any) -> None:
-        raise _Killed
+        raise Killed
 
     with monkeypatch.context() as patched:
-        _checkpoint_always(patched)
+        checkpoint_always(patched)
         patched.setattr(loop._Worker, at, die)
-        with pytest.raises(_Killed):
+        with pytest.raises(Killed):
             run_here(data, tmp_path / "broken")
     assert _standing(RunFolder(tmp_path / "broken"))["step"] == (4 if at == "_end_epoch" else 12)
     _assert_same(whole, run_here(data, tmp_path / "broken"))
@@ -144,8 +121,8 @@ def test_a_full_disk_is_one_line_and_what_was_trained_is_kept(
 ) -> None:
     run = RunFolder(tmp_path / "run")
     with monkeypatch.context() as patched:
-        _kill_after(patched, 6)
-        with pytest.raises(_Killed):
+        kill_after(patched, 6)
+        with pytest.raises(Killed):
             run_here(data, run.root)
     before = run.state.read_bytes()
     process = _start(data, run.root, str(len(before) // 2))
@@ -228,8 +205,8 @@ def test_a_run_ends_after_epochs_without_a_better_score(
     options = {"epochs": 5, "early_stop": 2}
     if killed_at is not None:
         with monkeypatch.context() as patched:
-            _kill_after(patched, killed_at)
-            with pytest.raises(_Killed):
+            kill_after(patched, killed_at)
+            with pytest.raises(Killed):
                 run_here(data, tmp_path / "run", **options)
     record = run_here(data, tmp_path / "run", **options).read_record()
     assert record is not None

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trained import SMALL, make, run_here, weights
+from trained import SMALL, Killed, kill_after, make, run_here, weights
 from typer.testing import CliRunner
 
 from raysegment.errors import (
@@ -30,7 +30,7 @@ from raysegment.errors import (
     WorkError,
 )
 from raysegment.model.file import load_model, load_spec
-from raysegment.training import class_index, keeper, loop
+from raysegment.training import class_index
 from raysegment.training.fit import train
 from raysegment.training.parallel import Stopped
 from raysegment.training.prepare import prepare, request
@@ -48,25 +48,6 @@ def _losses(run: RunFolder) -> list[float]:
     return [json.loads(line)["loss"] for line in run.metrics.read_text().splitlines()]
 
 
-class _Killed(BaseException):
-    """Stands for whatever ends a process in the middle of a step."""
-
-
-def _kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Checkpoints at every step; the process dies in step `steps` + 1."""
-    taken, step = [0], loop._Worker._step
-
-    def mortal(self: Any, batch: Any) -> torch.Tensor:
-        if taken[0] == steps:
-            raise _Killed
-        taken[0] += 1
-        return step(self, batch)
-
-    monkeypatch.setattr(loop._Worker, "_step", mortal)
-    monkeypatch.setattr(keeper, "_CHECKPOINT_EVERY_S", 0.0)
-    monkeypatch.setattr(keeper, "_CHECKPOINT_SHARE", 1e9)
-
-
 def test_a_balanced_run_resumes_bit_for_bit_from_one_index(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,8 +62,8 @@ def test_a_balanced_run_resumes_bit_for_bit_from_one_index(
     whole = run_here(data, tmp_path / "whole", **options)
     assert whole.class_index.is_file()
     with monkeypatch.context() as patched:
-        _kill_after(patched, 2)
-        with pytest.raises(_Killed):
+        kill_after(patched, 2)
+        with pytest.raises(Killed):
             run_here(data, tmp_path / "broken", **options)
     resumed = run_here(data, tmp_path / "broken", **options)
     assert built == [2]  # one for each folder

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from raysegment.model.file import load_model
+from raysegment.training import keeper, loop
 from raysegment.training.loop import work
 from raysegment.training.parallel import Workers
 from raysegment.training.prepare import job_of, prepare, request
@@ -56,11 +58,32 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
     return load_model(run.model).module.state_dict()
 
 
+class Killed(BaseException):
+    """Stands for whatever ends a process in the middle of a step."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Checkpoints at every step; the process dies in step `steps` + 1."""
+    taken, step = [0], loop._Worker._step
+
+    def mortal(self: Any, batch: Any) -> torch.Tensor:
+        if taken[0] == steps:
+            raise Killed
+        taken[0] += 1
+        return step(self, batch)
+
+    monkeypatch.setattr(loop._Worker, "_step", mortal)
+    checkpoint_always(monkeypatch)
+
+
+def checkpoint_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "_CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(keeper, "_CHECKPOINT_SHARE", 1e9)
+
+
 if (
     __name__ == "__main__"
 ):  # DATA OUT [BYTES]: a process of its own, to be killed, or to find its files too large
-    from raysegment.training import keeper
-
     keeper._CHECKPOINT_EVERY_S, keeper._CHECKPOINT_SHARE = 0.0, 1e9
     if len(sys.argv) > 3:
         import resource
