@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 #: A task whose worker died is begun again this often: a shard is written from its records, whole, every time.
 _RETRIES = 3
-#: Shards that must wait for each process that is begun for them: it takes a second, which they may not be worth.
-_WORTH_A_PROCESS = 8
+#: Seconds of work that must wait for each process that is begun for it: a process takes one by itself to begin.
+_WORTH_A_PROCESS_S = 2.0
 #: Up to so many, comparing with each is faster than `bincount`, which first makes every label eight bytes wide.
 _FEW_CLASSES = 64
 
@@ -57,6 +57,7 @@ class Writing:
         """Most tasks given to Ray at a time. It starts a process for each."""
         self._ready: deque[tuple[Shard, Window, Window | None]] = deque()
         self._running: dict[Any, Shard] = {}
+        self._written, self._work_s = 0, 0.0
 
     def submit(self, shard: Shard, assembly: Assembly) -> None:
         """Have a shard written: of level 0 from its blocks' records, above from the level before."""
@@ -70,7 +71,8 @@ class Writing:
         return bool(self._running)
 
     def _start(self) -> None:
-        wanted = min(self._at_once, 1 + len(self._ready) // _WORTH_A_PROCESS)
+        waiting_s = len(self._ready) * self._work_s / max(1, self._written)
+        wanted = min(self._at_once, 1 + int(waiting_s / _WORTH_A_PROCESS_S))
         while self._ready and len(self._running) < wanted:
             shard, window, in_image = self._ready.popleft()
             self._running[self._task.remote([self._context], shard, window, in_image)] = shard
@@ -87,8 +89,10 @@ class Writing:
         for ref in ready:
             shard, answer = self._running.pop(ref), ray.get(ref)
             fail_on_error(answer, set_aside=self._set_aside)
-            self._start()
             figures = answer.get("class_pixels", []), answer.get("work_s", 0.0)
+            self._written += 1
+            self._work_s += figures[1]
+            self._start()
             yield ShardDone(shard, *figures, answer["error"], answer["passing"])
 
     def stop(self) -> None:
@@ -114,7 +118,7 @@ def _fetched(context: Any) -> tuple[Plan, list[Outputs], Scratch]:
 def _written(
     plan: Plan, outputs: Outputs, scratch: Scratch, shard: Shard, window: Window, in_image: Window | None
 ) -> Row:
-    started = time.thread_time()
+    started = time.process_time()  # zarr encodes in threads of its own
     counts: list[int] = []
     if in_image is None:
         outputs.mask.reduce(shard.level, window)
@@ -126,7 +130,7 @@ def _written(
             outputs.write(window, found)
             labels = found["labels"]
         counts = class_counts(labels, len(plan.classes)).tolist()
-    return {"class_pixels": counts, "work_s": time.thread_time() - started}
+    return {"class_pixels": counts, "work_s": time.process_time() - started}
 
 
 def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
