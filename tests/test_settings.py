@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from raysegment.classes import ClassMap
 from raysegment.errors import UsageError
+from raysegment.metrics import Scores
 from raysegment.model.architectures import build
 from raysegment.model.spec import default_classes
 from raysegment.training.dataset import Format, common_format, find_scenes
@@ -20,6 +22,7 @@ from raysegment.training.normalisation import normalisation
 from raysegment.training.probe import Probe, _forward_bytes, probe
 from raysegment.training.settings import Settings, check_network, network, resolve
 from raysegment.training.survey import Survey
+from raysegment.training.verdict import constant_answer
 
 _SEEN = Fingerprint(
     images=10,
@@ -45,6 +48,23 @@ def _resolve(**options: Any) -> Any:
     seen = Fingerprint(**{**_SEEN.to_json(), **found})
     bf16 = options.pop("bf16", False)
     return resolve(Settings.of(options), seen, fast_bf16=bf16)
+
+
+@pytest.mark.parametrize(
+    ("rare", "options", "cause"),
+    [
+        (40, {"epochs": 2}, "60 steps only: raise --epochs"),
+        (40, {"architecture": "unet-keras"}, "its head is dead: use --architecture unet"),
+        (1, {}, "'cell' holds 1.00% of the pixels: use --loss ce"),
+        (40, {"lr": 0.5}, r"lower --lr \(now 0.5\)"),
+    ],
+)
+def test_the_cause_of_a_constant_answer_is_named(rare: int, options: dict[str, Any], cause: str) -> None:
+    answers = np.array([[100 - rare, 0], [rare, 0]])
+    error = constant_answer(Scores.of(answers, ["rest", "cell"]), _resolve(**options))
+    assert re.search(rf"answers 'rest' everywhere .*: .*{cause}", str(error))
+    answers[1] = [rare - 1, 1]
+    assert constant_answer(Scores.of(answers, ["rest", "cell"]), _resolve(**options)) is None
 
 
 @pytest.mark.parametrize(
@@ -93,8 +113,8 @@ def test_tile_by_network_and_data(options: dict[str, Any], tile: int, edge: int)
 
 
 def test_steps_follow_the_data_within_bounds() -> None:
-    assert _resolve(pixels=1000).steps_per_epoch == 20
-    assert _resolve(pixels=50_000_000).steps_per_epoch == 191
+    assert _resolve(pixels=1000).steps_per_epoch == 30
+    assert _resolve(pixels=50_000_000).steps_per_epoch == 96
     assert _resolve(pixels=10**12).steps_per_epoch == 1000
     assert _resolve(pixels=10**12, steps_per_epoch=7).steps_per_epoch == 7
     assert _resolve(bf16=True).precision == "bf16"

@@ -92,7 +92,7 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Times to train and validate.")] = 8,
     steps_per_epoch: Annotated[
-        int | None, typer.Option(help="Default: two passes over the pixels, 20 to 1000 steps.")
+        int | None, typer.Option(help="Default: one pass over the pixels, 30 to 1000 steps.")
     ] = None,
     batch_size: Annotated[
         str,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from raysegment.training.fingerprint import Fingerprint
 
 #: Passes over the training pixels that one epoch makes, and the bounds of its steps.
-_PASSES_PER_EPOCH = 2
-_STEPS = (20, 1000)
+_PASSES_PER_EPOCH = 1
+_STEPS = (30, 1000)
 _WARMUP_SHARE = 0.05
 #: Options that some networks take and others do not.
 _NETWORK = ("base_width", "depth", "norm", "padding", "dropout")

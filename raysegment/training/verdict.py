@@ -21,6 +21,8 @@ def constant_answer(scores: Scores, settings: Resolved) -> WorkError | None:
     share = scores.classes[rarest].support / sum(score.support for score in scores.classes.values())
     if settings.total_steps < _FEW_STEPS:
         cause = f"it was trained for {settings.total_steps} steps only: raise --epochs or --steps-per-epoch"
+    elif settings.architecture == "unet-keras":
+        cause = "the ReLU on the two channels of its head is dead: use --architecture unet, or another --seed"
     elif share < _RARE:
         cause = f"{rarest!r} holds {share:.2%} of the pixels: use --loss ce+dice or --class-weights balanced"
     else:
