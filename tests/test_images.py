@@ -661,7 +661,7 @@ ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
 try:
     assert sum(node["Alive"] for node in ray.nodes()) == 3
     result = infer(source, model=model, out=out, workers=4, tile=64, overlap=16, block=90, precision="fp32",
-                   batch_size=1, probabilities=True)
+                   batch_size=1, probabilities=True, device="cpu")
     print(result.tiles, result.forward_pixels)
 finally:
     ray.shutdown()

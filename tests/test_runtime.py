@@ -482,6 +482,7 @@ def test_a_cluster_without_workers_yet_grows_for_those_asked_for_by_number(
     empty = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: nodes, available_resources=dict)
     monkeypatch.setitem(sys.modules, "ray", empty)
     monkeypatch.setattr("raysegment.runtime.connected.OURS", threading.Event())  # others may hold a Ray
+    monkeypatch.setattr("raysegment.runtime.connected._FREED_S", 0.0)
     if answer is not None:
         assert fitted(asked, cpus=1, gpus=0, memory=0) == answer
         return

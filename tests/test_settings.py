@@ -228,11 +228,11 @@ def test_the_fingerprint_of_a_folder(tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "masks" / f"{name}.tif", mask)
     scenes = find_scenes(tmp_path)
     classes = ClassMap(default_classes(2), {0: 0, 7: 1}, source="test")
-    seen = fingerprint(scenes, common_format(scenes), classes)
+    seen = fingerprint(scenes, common_format(scenes), classes, 1 << 30)
     assert (seen.images, seen.height, seen.width, seen.longest_edge) == (3, 50, 64, 90)
     assert (seen.pixels, seen.channels, seen.dtype) == (40 * 64 + 60 * 64 + 50 * 90, 3, "uint16")
     assert seen.object_px == 10.0
-    assert seen.memory > 1 << 28
+    assert seen.memory == 1 << 30
     assert "3 images of about 50 × 64 px, 3 × uint16, objects about 10 px wide" in str(seen)
 
 

@@ -35,7 +35,7 @@ _BATCHES = {"cpu": (1, 2), "cuda": (1, 2, 4, 8, 16, 32, 64)}
 
 @dataclass(frozen=True)
 class Measured:
-    """What a few tiles of the image, forwarded in this process, say."""
+    """What a few tiles of the image, forwarded in one process, say."""
 
     precision: Precision
     batch_size: int
@@ -103,6 +103,16 @@ def measure(model: Model, raster: Raster, plan: Plan, request: Request) -> Measu
         forward_pixels=trial.forward_pixels,
         agreement=agreement,
     )
+
+
+def measure_planned(network: str | bytes, plan: Plan, request: Request) -> Measured:
+    """The same in a process that has opened nothing yet: `network` as :meth:`Job.shipped` gives it."""
+    from raysegment.inference.image import open_planned
+    from raysegment.model.file import load_model
+    from raysegment.model.shipping import unship
+
+    model = load_model(network) if isinstance(network, str) else unship(network)
+    return measure(model, open_planned(plan.images[0]), plan, request)
 
 
 class _Trial:

@@ -12,12 +12,14 @@ from raysegment.inference.plan import VIEWS, Plan, read_bytes
 from raysegment.inference.resolve import amplification, is_dear, resolve
 from raysegment.inference.results import PlanResult
 from raysegment.inference.sources import expand
+from raysegment.runtime import joined
 
 if TYPE_CHECKING:
     from raysegment.inference.image import Image
     from raysegment.model.model import Model
 
 
+@joined()
 def plan(
     source: str | Path | Sequence[str | Path],
     *,
@@ -28,10 +30,11 @@ def plan(
 ) -> PlanResult:
     """What :func:`~raysegment.infer` with these arguments would do: grid, tiles, memory, bytes, time. Does nothing.
 
-    A few tiles are forwarded in this process, to choose the precision and to estimate the time. Of several images,
-    the figures are the sums, and shape and block those of the first.
+    A few tiles are forwarded, in this process or on a GPU of the cluster, to choose the precision and to estimate the
+    time. Of several images, the figures are the sums, and shape and block those of the first.
     """
-    job = Job.open([(s, Path("mask.zarr")) for s in expand(source)], model, request_of(options), select)
+    images = [(s, Path("mask.zarr")) for s in expand(source)]
+    job = Job.open(images, model, request_of(options), select, workers)
     job.check()
     made, measured = resolve(job, job.images, job.load())
     count = worker_count(workers, made, itemsize_of(job), measured)

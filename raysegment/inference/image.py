@@ -116,9 +116,9 @@ def _overlap(out: Location, source: Location) -> bool:
     return ours.startswith(theirs) or theirs.startswith(ours)
 
 
-def open_planned(image: ImagePlan, scratch: Scratch) -> Raster:
-    """The image of a plan as the network sees it. Raises InputError."""
+def open_planned(image: ImagePlan, scratch: Scratch | None = None) -> Raster:
+    """The image of a plan as the network sees it; its copy where the scratch is given. Raises InputError."""
     raster = open_raster(image.source, select=image.select)
-    if image.copy_name is not None:
+    if image.copy_name is not None and scratch is not None:
         raster = open_transcoded(scratch.copies / image.copy_name, raster)
     return sampled(raster, image.sampling)

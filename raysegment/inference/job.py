@@ -10,12 +10,12 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from raysegment import console
 from raysegment.errors import OutputExistsError, UsageError
-from raysegment.hardware import pick_device
 from raysegment.inference.image import Image
 from raysegment.inference.plan import ImagePlan, Plan
 from raysegment.inference.request import Request, choose_cells, choose_tile
@@ -23,7 +23,8 @@ from raysegment.inference.results import readable_bytes
 from raysegment.mask.outputs import SIDE_OUTPUTS, side_path
 from raysegment.mask.store import finished, remove_store
 from raysegment.model.file import file_identity, load_model, load_spec
-from raysegment.storage import Location, Url, location
+from raysegment.runtime.device import Device, worker_device
+from raysegment.storage import Location, Url, is_url, location
 
 if TYPE_CHECKING:
     from raysegment.inference.scratch import Scratch
@@ -41,6 +42,7 @@ class Job:
     model_identity: str
     spec: ModelSpec
     request: Request
+    workers: int | Literal["auto"] = "auto"
 
     @classmethod
     def open(
@@ -49,11 +51,12 @@ class Job:
         model: str | Path | Model,
         request: Request,
         select: Mapping[str, int] | None,
+        workers: int | Literal["auto"] = "auto",
     ) -> Job:
         """Open the images, each with its output, and the model. Raises InputError and UsageError."""
         job = cls.of_model(model, request)
         images = tuple(Image.open(source, out, request, job.spec, select) for source, out in sources)
-        return replace(job, images=images)
+        return replace(job, images=images, workers=workers)
 
     @classmethod
     def of_model(cls, model: str | Path | Model, request: Request) -> Job:
@@ -65,14 +68,30 @@ class Job:
 
     def check(self) -> None:
         """Raise UsageError or InputError for what does not fit, before anything is touched."""
-        pick_device(self.request.device)
+        _ = self.device
         choose_tile(self.request, self.spec)
         for image in self.images:
             image.check()
 
+    @cached_property
+    def device(self) -> Device:
+        """Of this run's workers; found once, for nodes come and go. Raises UsageError."""
+        return worker_device(self.request.device, may_come=self.workers != "auto")
+
     def load(self) -> Model:
         """The network, in this process."""
         return load_model(self.model) if isinstance(self.model, str) else self.model
+
+    def shipped(self) -> str | bytes:
+        """The network for other processes: the path of its file, or all of it.
+
+        A URL is fetched once, here: what lies there may be another network tomorrow.
+        """
+        if isinstance(self.model, str) and not is_url(self.model):
+            return self.model
+        from raysegment.model.shipping import ship
+
+        return ship(self.load())
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -174,6 +193,8 @@ class Job:
         """What this call asks for of all images, besides their recipes, that the plan was not made with."""
         asked = {key: getattr(self.request, key) for key in ("device", "batch_size")}
         found = [key for key, value in asked.items() if value not in ("auto", getattr(plan, key))]
+        if plan.device == "cuda" and self.device == "cpu" and not found:
+            found.append("device (cuda, and there is no GPU now)")
         found += [k for k in (*SIDE_OUTPUTS, "on_error") if getattr(self.request, k) != getattr(plan, k)]
         return found
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from raysegment.errors import OutputExistsError, RaysegmentError, StorageError, WorkError
-from raysegment.hardware import pick_device
 from raysegment.inference.finish import InferredImage, finish_image
 from raysegment.inference.image import Image
 from raysegment.inference.job import Job
@@ -72,7 +72,8 @@ def infer_many(
 
     Raises UsageError and InputError before any work; WorkError for what no image is to blame for.
     """
-    pick_device(job.request.device)
+    job = replace(job, workers=workers)
+    _ = job.device
     choose_tile(job.request, job.spec)
     folder = Scratch(scratch)
     folder.check()
@@ -149,7 +150,6 @@ class _Run:
         import ray
 
         from raysegment.inference.flow import Flow
-        from raysegment.model.shipping import ship
 
         failed: list[Image] = []
 
@@ -165,8 +165,8 @@ class _Run:
 
         policy = Policy(tries=3, set_aside=True, until=until)
         flow = Flow(plan, set(places), self.scratch, finish, fail, policy)
-        network = self.job.model
-        flow.run(network if isinstance(network, str) else ray.put(ship(network)), workers)
+        network = self.job.shipped()
+        flow.run(network if isinstance(network, str) else ray.put(network), workers)
         for image in failed:  # now that nobody writes to them any more
             self.job.clear_outputs([image], self.scratch, plan)
         return flow.clock

@@ -16,6 +16,7 @@ from raysegment.inference.request import Augmentation, OnError
 from raysegment.model.spec import Class
 from raysegment.raster.sampling import Sampling
 from raysegment.raster.segment_cache import DECODED
+from raysegment.runtime.device import Device
 from raysegment.storage import is_url
 from raysegment.storage.url_file import AHEAD_BYTES
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from raysegment.raster import Raster
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Device = Literal["cpu", "cuda"]
 
 #: What a worker holds before its first block: Python, Ray, torch and their libraries (measured, resident).
 WORKER_BASE_BYTES = 415 << 20

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from raysegment import console
 from raysegment.errors import ReadError, UsageError
-from raysegment.hardware import pick_device
-from raysegment.inference.auto import Measured, measure
+from raysegment.inference.auto import Measured, measure, measure_planned
 from raysegment.inference.job import check_space
 from raysegment.inference.plan import ImagePlan, Plan, read_bytes
 from raysegment.inference.request import choose_cells, choose_tile, least_cells
 from raysegment.inference.results import readable_bytes
+from raysegment.runtime.device import is_here, on_gpu
 
 if TYPE_CHECKING:
     from raysegment.inference.image import Image
@@ -78,7 +78,7 @@ def draft(job: Job, todo: Sequence[Image]) -> Plan:
         uncertainty=request.uncertainty,
         on_error=request.on_error,
         precision="fp32" if request.precision == "auto" else request.precision,
-        device="cuda" if pick_device(request.device).type == "cuda" else "cpu",
+        device=job.device,
         batch_size=1 if request.batch_size == "auto" else request.batch_size,
         threads=1,
         images=tuple(planned(image, tile, overlap) for image in todo),
@@ -87,7 +87,10 @@ def draft(job: Job, todo: Sequence[Image]) -> Plan:
 
 def measured_plan(job: Job, plan: Plan, todo: Sequence[Image], model: Model) -> tuple[Plan, Measured]:
     """A draft with every "auto" settled, by tiles of the first image. Raises UsageError; ReadError, AnswerError."""
-    measured = measure(model, todo[0].view, plan, job.request)
+    if is_here(plan.device):
+        measured = measure(model, todo[0].view, plan, job.request)
+    else:
+        measured = on_gpu(measure_planned, job.shipped(), plan, job.request)
     plan = plan.model_copy(
         update={
             "precision": measured.precision,

@@ -16,8 +16,8 @@ from raysegment.inference.resolve import settle
 from raysegment.inference.results import InferResult, InferResults
 from raysegment.inference.scratch import Scratch
 from raysegment.inference.sources import expand, place
-from raysegment.runtime import cluster
-from raysegment.storage import Location, is_url, location
+from raysegment.runtime import cluster, joined
+from raysegment.storage import Location, location
 
 if TYPE_CHECKING:
     from raysegment.inference.auto import Measured
@@ -53,6 +53,7 @@ def infer(
     self_check: bool = False,
     **options: Unpack[Options],
 ) -> InferResult | InferResults: ...
+@joined()
 def infer(
     source: Source | Sequence[Source],
     *,
@@ -97,7 +98,7 @@ def infer(
     started = time.monotonic()
     names = expand(source)
     places = place(names, out)
-    job = Job.open(places, model, request_of(options), select)
+    job = Job.open(places, model, request_of(options), select, workers)
     root = location(out)
     folder = Scratch(location(scratch) if scratch is not None else root.with_name(root.name + ".scratch"))
     job.check()
@@ -169,7 +170,6 @@ def _flow(
 
     from raysegment.inference.flow import Flow, Tally
     from raysegment.mask.outputs import Outputs
-    from raysegment.model.shipping import ship
 
     places = {str(image.out): at for at, image in todo.items()}
 
@@ -180,9 +180,8 @@ def _flow(
 
     mine = {i for i, image in enumerate(made.images) if image.output in places}
     flow = Flow(made, mine, folder, finish)
-    # A URL is fetched once, here: what lies there may be another network tomorrow.
-    by_path = isinstance(job.model, str) and not is_url(job.model)
-    flow.run(job.model if by_path else ray.put(ship(job.load())), workers)
+    network = job.shipped()
+    flow.run(network if isinstance(network, str) else ray.put(network), workers)
     for at in todo:
         done[at].note(flow.clock, workers, measured.forward_pixels if measured is not None else 0)
 

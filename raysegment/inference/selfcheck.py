@@ -26,6 +26,7 @@ from raysegment.inference.stitch import stitch
 from raysegment.mask.outputs import Outputs
 from raysegment.model.model import Model
 from raysegment.model.spec import ModelSpec, default_classes
+from raysegment.runtime.device import is_here, on_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +82,17 @@ class _Field:
 
 
 def self_check(plan: Plan) -> None:
-    """Raise WorkError when a constant or a ramp does not come back from the plan as it went in."""
+    """Raise WorkError when a constant or a ramp does not come back from the plan as it went in, on its device."""
+    for finding in _findings(plan) if is_here(plan.device) else on_gpu(_all_findings, plan):
+        console.say(f"self-check: {finding}")
+
+
+def _all_findings(plan: Plan) -> list[str]:
+    return list(_findings(plan))
+
+
+def _findings(plan: Plan) -> Iterator[str]:
+    """How exactly each field of each image comes back."""
     for index, image in enumerate(plan.images):
         height, width = image.size
         fields: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -94,7 +105,7 @@ def self_check(plan: Plan) -> None:
                 raise WorkError(
                     f"self-check: a {name} comes back {worst:.2g} off from {image.source}'s plan: do not trust its mask"
                 )
-            console.say(f"self-check: a {name} comes back to {worst:.1g} ({blocks} blocks of every kind)")
+            yield f"a {name} comes back to {worst:.1g} ({blocks} blocks of every kind)"
 
 
 def _largest_error(plan: Plan, index: int, field: _Field) -> tuple[float, int]:

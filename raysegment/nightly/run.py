@@ -21,6 +21,8 @@ from raysegment.nightly.record import record_of
 from raysegment.nightly.result import BatchResult, StatusResult
 from raysegment.nightly.todo import Todo, decide, recipe_of
 from raysegment.nightly.webhook import notify
+from raysegment.runtime import joined
+from raysegment.runtime.connected import is_foreign
 from raysegment.storage import Location, location
 from raysegment.storage.objects import check_writable
 
@@ -165,18 +167,22 @@ def _work(run: Run, night: Night, todo: Todo) -> BatchResult:
     )
 
 
+@joined()
 def _segment(run: Run, night: Night) -> Any:
     from raysegment.inference.job import Job
     from raysegment.inference.many import infer_many
 
     job, infer = run.job, run.job.infer
+    request = infer.request
+    if job.cluster.gpus and request.device == "auto" and is_foreign():  # maybe before the first node has come
+        request = request.model_copy(update={"device": "cuda"})
     scratch = job.place(infer.scratch) if infer.scratch is not None else f"{job.ledger_path}/scratch"
     images = [(found.source, location(claim.output)) for found, claim in night.work]
     for folder in {out.parent for _, out in images if isinstance(out, Path)}:
         folder.mkdir(parents=True, exist_ok=True)
     return infer_many(
         images,
-        Job.of_model(job.place(job.model.path), infer.request),
+        Job.of_model(job.place(job.model.path), request),
         location(scratch),
         night,
         select=infer.select,

@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from raysegment import console
@@ -21,6 +22,8 @@ from raysegment.runtime.security import find_token, use_token
 _CONNECT_TRIES = "5"
 #: How long a node may take to look at a folder: the first task there starts a process and unpacks the package.
 _LOOK_S = 60.0
+#: How long Ray may go on to count as taken what our own task before has given back.
+_FREED_S = 2.0
 
 
 @contextlib.contextmanager
@@ -89,13 +92,18 @@ def _mapped(address: Address) -> Iterator[None]:
         raise UsageError(f"{address}: {text.strip().splitlines()[0]}") from e
 
 
+def is_foreign() -> bool:
+    """Whether the Ray that is connected is another than one of our own."""
+    return not OURS.is_set() and "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
 def fitted(asked: int | None, *, cpus: int, gpus: int, memory: int) -> int | None:
     """How many workers of `cpus`, `gpus` and `memory` bytes to have: `asked`, or as many as find room in the cluster.
 
     None in a Ray of our own, which makes room. Raises UsageError when not even one finds room and none was `asked`
     for by number: a cluster that begins with no workers makes room when it is asked.
     """
-    if OURS.is_set() or "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
+    if not is_foreign():
         return asked
     import ray
 
@@ -114,11 +122,23 @@ def fitted(asked: int | None, *, cpus: int, gpus: int, memory: int) -> int | Non
         console.say(
             f"{room} of {asked} workers of {needs} find room in this cluster: the others wait for more nodes"
         )
-    free = ray.available_resources()
-    for name in ("CPU", "GPU"):
-        if free.get(name, 0) < wanted.get(name, 0):
-            console.say(f"all {name}s of this cluster are taken: waiting for {wanted[name]}")
+    say_if_taken(wanted)
     return asked or room
+
+
+def say_if_taken(wanted: Mapping[str, int]) -> None:
+    """Ray waits without a word for what others hold."""
+    import ray
+
+    until = time.monotonic() + _FREED_S
+    while True:
+        free = ray.available_resources()
+        taken = [name for name in ("CPU", "GPU") if free.get(name, 0) < wanted.get(name, 0)]
+        if not taken or time.monotonic() >= until:
+            break
+        time.sleep(0.1)
+    for name in taken:
+        console.say(f"all {name}s of this cluster are taken: waiting for {wanted[name]}")
 
 
 def check_shared(reads: Sequence[str], writes: Sequence[str]) -> None:

@@ -46,7 +46,21 @@ def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
     `workers` one-CPU workers must find room in the embedded one. It is silent unless --verbose. Its dashboard binds to
     loopback; its other ports do not (Ray offers no way), so it answers only to the token of this user.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    with joined():
+        if _is_running():
+            yield
+        else:
+            with _embedded(workers, dashboard=dashboard):
+                yield
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names, where it names one and no Ray is connected yet. Starts none.
+
+    Before anything is planned: what a cluster's nodes have decides the plan.
+    """
+    if _is_running():
         yield
         return
     address = where(None)
@@ -60,8 +74,11 @@ def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
         with connected(address):
             yield
         return
-    with _embedded(workers, dashboard=dashboard):
-        yield
+    yield
+
+
+def _is_running() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 @contextlib.contextmanager

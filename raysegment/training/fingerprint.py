@@ -21,7 +21,6 @@ import numpy as np
 from raysegment.classes import ClassMap
 from raysegment.errors import UsageError
 from raysegment.geometry import Window
-from raysegment.hardware import available_memory
 from raysegment.training.dataset import Format, Scene
 
 if TYPE_CHECKING:
@@ -69,8 +68,8 @@ class Fingerprint:
         return asdict(self)
 
 
-def fingerprint(train: Sequence[Scene], fmt: Format, classes: ClassMap) -> Fingerprint:
-    """Of the training scenes; some masks are read, up to 32 windows of 1024 px."""
+def fingerprint(train: Sequence[Scene], fmt: Format, classes: ClassMap, memory: int) -> Fingerprint:
+    """Of the training scenes; some masks are read, up to 32 windows of 1024 px. `memory`: bytes for one batch."""
     return Fingerprint(
         images=len(train),
         pixels=sum(s.size.area for s in train),
@@ -80,7 +79,7 @@ def fingerprint(train: Sequence[Scene], fmt: Format, classes: ClassMap) -> Finge
         channels=len(fmt.channels),
         dtype=fmt.dtype,
         object_px=object_width(_looks(train, classes), len(classes.classes)),
-        memory=training_memory(),
+        memory=memory,
     )
 
 
@@ -100,16 +99,6 @@ def object_width(masks: Iterator[np.ndarray] | Sequence[np.ndarray], classes: in
     chords = np.divide(pixels, runs, out=np.zeros(classes), where=runs > 0)
     chords[pixels.argmax()] = 0
     return float(chords.max()) if chords.any() else None
-
-
-def training_memory() -> int:
-    """Bytes that a batch can spread over: all GPUs of this machine, or its memory where it has none."""
-    import torch
-
-    if torch.cuda.is_available():
-        gpus = range(torch.cuda.device_count())
-        return sum(torch.cuda.get_device_properties(i).total_memory for i in gpus)
-    return available_memory()
 
 
 def auto_tile(seen: Fingerprint) -> int:

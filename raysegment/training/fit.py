@@ -11,6 +11,7 @@ from urllib.request import url2pathname
 
 from raysegment import console
 from raysegment.errors import NotBuiltError, RaysegmentError, WorkError
+from raysegment.runtime import joined
 from raysegment.training.launch import launch
 from raysegment.training.loop import Job
 from raysegment.training.prepare import coding_text, job_of, prepare, request
@@ -23,6 +24,7 @@ from raysegment.training.team import Team, assemble
 from raysegment.training.tracking import tracked, tracking_uri
 
 
+@joined()
 def train(
     data: str | os.PathLike[str],
     *,
@@ -97,7 +99,7 @@ def train(
         }
     )  # fmt: skip
     run = RunFolder(_folder(out))
-    assemble(workers, gpus_per_worker, settings)
+    team = assemble(workers, gpus_per_worker, settings)
     uri = tracking_uri(mlflow)
     asked = request(settings, Path(data), val if isinstance(val, float) else os.fspath(val), _path(classes))
     earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
@@ -107,7 +109,7 @@ def train(
         if record is not None and "result" in record:
             return TrainResult.of_record(run.model, record, already_done=True)
         is_new = record is None
-        record = prepare(asked) if record is None else record
+        record = prepare(asked, team.least * team.gpus) if record is None else record
         team = assemble(workers, gpus_per_worker, Resolved.model_validate(record["settings"]))
         if is_new:
             run.clear()

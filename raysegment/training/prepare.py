@@ -18,10 +18,11 @@ from typing import Any
 from raysegment import console
 from raysegment.classes import ClassMap
 from raysegment.errors import InputError, UsageError
-from raysegment.hardware import available_cores, has_fast_bf16, pick_device
+from raysegment.hardware import available_cores
 from raysegment.model.architectures import margin, multiple
 from raysegment.model.spec import Class, ModelSpec
 from raysegment.raster import PixelSize
+from raysegment.runtime.device import traits
 from raysegment.training.balance import ClassIndex, rarer
 from raysegment.training.class_index import class_index
 from raysegment.training.dataset import Format, Scene, common_format, identities, identity
@@ -89,15 +90,19 @@ def request(settings: Settings, data: Path, val: str | float, classes: Path | No
     return Request(settings, train, held, classes, digest, content, pixel_size, images)
 
 
-def prepare(asked: Request) -> dict[str, Any]:
-    """Look at the pixels, resolve what is open, and return the run's record: plain JSON."""
+def prepare(asked: Request, gpus: int = 0) -> dict[str, Any]:
+    """Look at the pixels, resolve what is open, and return the run's record: plain JSON.
+
+    `gpus`: how many the workers have, at least; 0: they train on CPUs.
+    """
     fmt = common_format([*asked.train, *asked.val])
     leaks = _leaks(asked)
     seen = survey(asked.train, asked.val, fmt, asked.classes)
     loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
     Metric.of(asked.settings.metric, seen.classes.names, seen.frequencies)
-    found = fingerprint(asked.train, fmt, seen.classes)
-    settings = resolve(asked.settings, found, fast_bf16=has_fast_bf16(pick_device()))
+    device = traits("cuda" if gpus else "cpu")
+    found = fingerprint(asked.train, fmt, seen.classes, memory=device.memory * max(1, gpus))
+    settings = resolve(asked.settings, found, fast_bf16=device.fast_bf16)
     architecture = network(settings, len(fmt.channels), 1 if count == 2 else count)
     spec = ModelSpec(
         classes=seen.classes.classes,
@@ -123,7 +128,7 @@ def prepare(asked: Request) -> dict[str, Any]:
         "data": {**_data(asked, fmt, seen), "fingerprint": found.to_json(), "leaks": leaks},
         "auto": _auto_text(asked.settings, settings, found),
         "versions": _versions(),
-        "hardware": _hardware(),
+        "hardware": _hardware([device.name] * gpus),
         "git": _git(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -246,10 +251,7 @@ def _versions() -> dict[str, str]:
     return {"raysegment": __version__, "python": platform.python_version(), **found}
 
 
-def _hardware() -> dict[str, Any]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+def _hardware(gpus: list[str]) -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "system": platform.platform(),
