@@ -11,6 +11,7 @@ from urllib.request import url2pathname
 
 from raysegment import console
 from raysegment.errors import NotBuiltError, RaysegmentError, WorkError
+from raysegment.storage.objects import before_work
 from raysegment.training.launch import launch
 from raysegment.training.loop import Job
 from raysegment.training.prepare import coding_text, job_of, prepare, request
@@ -66,7 +67,7 @@ def train(
     overwrite: bool = False,
 ) -> TrainResult:
     """Train a U-Net on `data`, a training set in any form of :mod:`raysegment.training.forms`, and write the run to the
-    folder `out`.
+    folder `out`. `data` may be at s3://, gs:// or https://, where that gives a list of its files or needs none.
 
     `val`: the share of the images (the last by name), or another training set, to validate on; a manifest's own column
     ``split`` comes before a share. `batch_size` is that of all `workers` together; the result does not depend on how
@@ -99,7 +100,8 @@ def train(
     run = RunFolder(_folder(out))
     assemble(workers, gpus_per_worker, settings)
     uri = tracking_uri(mlflow)
-    asked = request(settings, Path(data), val if isinstance(val, float) else os.fspath(val), _path(classes))
+    with before_work():
+        asked = request(settings, data, val if isinstance(val, float) else os.fspath(val), _path(classes))
     earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
     with run.locked():
         # asked again: another process may have come first
