@@ -80,7 +80,9 @@ def train(
             help="Folder with images/ and masks/, CSV/Parquet/JSONL manifest, Zarr, or TFRecords; path or URL."
         ),
     ],
-    out: Annotated[str, typer.Option(help="Folder for the model and all that the run writes.")],
+    out: Annotated[
+        str, typer.Option(help="Folder for the model and all that the run writes; path, s3:// or gs://.")
+    ],
     val: Annotated[
         str,
         typer.Option(
