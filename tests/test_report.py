@@ -268,7 +268,7 @@ def test_a_run_can_be_looked_at_while_it_runs_and_after_it_failed(
 def test_what_ends_a_run_stands_in_its_report(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(job: loop.Job, team: Team) -> None:
+    def fails(job: loop.Job, team: Team, check: object) -> None:
         assert "0 of 8 epochs" in Page(job.run.report).text  # there before the first step
         raise WorkError("the workers <are> gone")
 

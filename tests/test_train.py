@@ -24,7 +24,6 @@ from typer.testing import CliRunner
 from raysegment.errors import (
     InputError,
     LockedError,
-    NotBuiltError,
     OutputExistsError,
     UsageError,
     WorkError,
@@ -222,12 +221,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(errors) == 1
     assert re.search(message, errors[0])
     assert not (tmp_path / "run" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize("out", ["s3://bucket/run", "gs://bucket/run"])
-def test_storage_that_is_no_file_system_is_refused_for_now(data: Path, out: str) -> None:
-    with pytest.raises(NotBuiltError, match=rf"--out {out}: .*not yet to {out[:2]}://: name a folder"):
-        train(data, out=out)
 
 
 def test_out_may_be_a_file_url(data: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from raysegment.model.file import load_model
+from raysegment.storage import Location
 from raysegment.training import keeper, loop
 from raysegment.training.loop import work
 from raysegment.training.parallel import Workers
@@ -42,7 +43,7 @@ def make(root: Path, count: int = 5, edge: int = 64, *, learnable: bool = True) 
     return root
 
 
-def run_here(data: Path, out: Path, **options: Any) -> RunFolder:
+def run_here(data: Location, out: Location, **options: Any) -> RunFolder:
     """All of train() but Ray: one worker, in this process."""
     run = RunFolder(out)
     asked = request(Settings.of({**SMALL, **options}), data, 0.2, None)

@@ -75,12 +75,14 @@ def _auto_or_number(text: str) -> int | str:
 )
 def train(
     data: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="Folder with images/ and masks/, CSV/Parquet/JSONL manifest, Zarr, or TFRecords."
+            help="Folder with images/ and masks/, CSV/Parquet/JSONL manifest, Zarr, or TFRecords; path or URL."
         ),
     ],
-    out: Annotated[str, typer.Option(help="Folder for the model and all that the run writes.")],
+    out: Annotated[
+        str, typer.Option(help="Folder for the model and all that the run writes; path, s3:// or gs://.")
+    ],
     val: Annotated[
         str,
         typer.Option(

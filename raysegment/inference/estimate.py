@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def plan(
     source: str | Path | Sequence[str | Path],
     *,
-    model: str | Path | Model,
+    model: str | os.PathLike[str] | Model,
     workers: int | Auto = "auto",
     select: Mapping[str, int] | None = None,
     **options: Unpack[Options],

@@ -48,7 +48,7 @@ class Job:
     def open(
         cls,
         sources: Sequence[tuple[str | Path, Location]],
-        model: str | Path | Model,
+        model: str | os.PathLike[str] | Model,
         request: Request,
         select: Mapping[str, int] | None,
         workers: int | Literal["auto"] = "auto",
@@ -59,9 +59,9 @@ class Job:
         return replace(job, images=images, workers=workers)
 
     @classmethod
-    def of_model(cls, model: str | Path | Model, request: Request) -> Job:
+    def of_model(cls, model: str | os.PathLike[str] | Model, request: Request) -> Job:
         """What is asked of no image yet. Raises InputError."""
-        if isinstance(model, (str, Path)):
+        if isinstance(model, (str, os.PathLike)):
             path = str(location(model))
             return cls((), path, file_identity(path), load_spec(path), request)
         return cls((), model, model.identity(), model.spec, request)

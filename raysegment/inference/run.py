@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ Source = str | Path
 def infer(
     source: Source,
     *,
-    model: str | Path | Model,
+    model: str | os.PathLike[str] | Model,
     out: str | Path,
     workers: int | Auto = "auto",
     scratch: str | Path | None = None,
@@ -44,7 +45,7 @@ def infer(
 def infer(
     source: Sequence[Source],
     *,
-    model: str | Path | Model,
+    model: str | os.PathLike[str] | Model,
     out: str | Path,
     workers: int | Auto = "auto",
     scratch: str | Path | None = None,
@@ -57,7 +58,7 @@ def infer(
 def infer(
     source: Source | Sequence[Source],
     *,
-    model: str | Path | Model,
+    model: str | os.PathLike[str] | Model,
     out: str | Path,
     workers: int | Auto = "auto",
     scratch: str | Path | None = None,

@@ -14,6 +14,7 @@ from raysegment import console
 from raysegment.classes import ClassMap
 from raysegment.errors import RaysegmentError
 from raysegment.geometry import Size
+from raysegment.storage import Location
 from raysegment.training.codes import FileCodes, greys_as_values
 from raysegment.training.coding import infer, told
 from raysegment.training.dataset import identities
@@ -49,7 +50,7 @@ class _Looked:
         }
 
 
-def dataset_facts(root: Path, classes_file: Path | None = None) -> dict[str, Any]:
+def dataset_facts(root: Location, classes_file: Path | None = None) -> dict[str, Any]:
     """Of a training set in any form. Every mask is read once; nothing is refused, all problems are listed.
 
     Raises InputError for a set that is none, and for a classes file that cannot be read.
@@ -92,7 +93,7 @@ def dataset_facts(root: Path, classes_file: Path | None = None) -> dict[str, Any
     }
 
 
-def _look_for_leaks(listing: Listing, root: Path, problems: list[str], notes: list[str]) -> None:
+def _look_for_leaks(listing: Listing, root: Location, problems: list[str], notes: list[str]) -> None:
     """Between what `train` would learn from and what it would hold back if nobody said otherwise."""
     try:
         train, val = divide(listing, root, DEFAULT_SHARE)

@@ -62,7 +62,7 @@ def _looked_at(path: Location, classes: Path | None) -> tuple[Kind, Mapping[str,
     from raysegment.training.forms.find import EXPECTED, form_of
 
     # a label image makes a training set with its parent, but was asked for by itself
-    if isinstance(path, Path) and path.parent.name != "labels" and form_of(path) is not None:
+    if path.parent.name != "labels" and form_of(path) is not None:
         from raysegment.inspection.dataset import dataset_facts
 
         return "dataset", dataset_facts(path, classes)

@@ -17,7 +17,7 @@ from raysegment.errors import InputError
 from raysegment.model.sidecar import read_sidecar, sidecar_path
 from raysegment.model.spec import ModelSpec
 from raysegment.storage import Url, location
-from raysegment.storage.objects import before_work, fetched
+from raysegment.storage.objects import before_work, fetched, put
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,15 +29,15 @@ _READ = (".safetensors", ".pt2", ".onnx")
 
 
 def save_model(module: nn.Module, spec: ModelSpec, path: str | os.PathLike[str]) -> None:
-    """Write weights and spec as one file, by temp file and rename. `spec.architecture` must rebuild `module`."""
+    """Write weights and spec as one file, whole or not at all. `spec.architecture` must rebuild `module`.
+
+    Raises OSError naming the file; StorageError for a URL.
+    """
     from safetensors.torch import save
 
-    path = Path(path)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     weights = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
     # as bytes: safetensors' own writer makes files that nobody else may read
-    temp.write_bytes(save(weights, metadata={_KEY: spec.model_dump_json()}))
-    os.replace(temp, path)
+    put(location(path), save(weights, metadata={_KEY: spec.model_dump_json()}))
 
 
 def load_spec(path: str | os.PathLike[str]) -> ModelSpec:

@@ -42,10 +42,14 @@ def path_identity(path: str | os.PathLike[str]) -> str:
 
 
 def part_identity(path: str | os.PathLike[str], offset: int, length: int) -> str:
-    """blake2b (32 hex digits) of a part of a file. Raises InputError when it cannot be read."""
+    """blake2b (32 hex digits) of a part of a file. Raises InputError when it cannot be read; StorageError for a URL."""
     digest = hashlib.blake2b(digest_size=16)
+    place = location(path)
+    if isinstance(place, Url):
+        digest.update(open_bytes(place).read(offset, length))
+        return digest.hexdigest()
     try:
-        _add(digest, Path(path), offset, length)
+        _add(digest, place, offset, length)
     except OSError as e:
         raise InputError(f"cannot read {path}: {e.strerror}") from e
     return digest.hexdigest()

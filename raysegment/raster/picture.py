@@ -16,7 +16,7 @@ from raysegment.raster.identity import part_identity, path_identity
 from raysegment.raster.validity import valid_pixels
 from raysegment.raster.window import check_window
 from raysegment.storage import Url, is_url, location
-from raysegment.storage.byte_file import ByteFile
+from raysegment.storage.objects import open_bytes
 from raysegment.storage.url_file import UrlFile
 
 if TYPE_CHECKING:
@@ -145,10 +145,10 @@ class PictureRaster:
 
     def _encoded(self, *, whole: bool = False) -> IO[bytes]:
         """The picture's own bytes; at a URL, only what is read of them is brought, or the `whole` at once."""
-        if self.part is not None:
-            with closing(ByteFile(self.path)) as part:
-                return io.BytesIO(part.read(*self.part))
         place = location(self.path)
+        if self.part is not None:
+            with closing(open_bytes(place)) as part:
+                return io.BytesIO(part.read(*self.part))
         if not isinstance(place, Url):
             return open(self.path, "rb")
         file = UrlFile(place)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from raysegment.errors import WorkError
+from raysegment.errors import StorageError, WorkError
+from raysegment.storage import Location
+from raysegment.storage.objects import put
 
 _SPELLED = {"iou": "IoU", "dice": "Dice", "f1": "F1", "v": "V", "rand": "Rand"}
 _NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
@@ -21,15 +21,13 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     return _environment().get_template(template).render(values)
 
 
-def write_page(path: Path, html: str) -> None:
-    """By temp file and rename, so that a browser never sees half of it. Raises WorkError."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_page(path: Location, html: str) -> None:
+    """Whole, so that a browser never sees half of it. Raises WorkError."""
     try:
-        # a file name need not be valid Unicode
-        temp.write_bytes(html.encode("utf-8", "backslashreplace"))
-        os.replace(temp, path)
+        put(path, html.encode("utf-8", "backslashreplace"))  # a file name need not be valid Unicode
+    except StorageError:
+        raise
     except OSError as e:
-        temp.unlink(missing_ok=True)
         raise WorkError(f"cannot write {path}: {e.strerror}") from e
 
 

@@ -18,7 +18,7 @@ _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 SCHEMES = ("s3", "gs", "https", "http", "memory")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Url:
     """A URL that answers to the names of `pathlib.Path`, as far as object storage has them. Safe to send to workers.
 

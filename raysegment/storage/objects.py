@@ -10,6 +10,7 @@ import functools
 import glob as local_glob
 import hashlib
 import os
+import posixpath
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -144,6 +145,19 @@ def _itself(fs: Any, path: str) -> dict[str, Any]:
 
 def _tag(info: dict[str, Any]) -> str:
     return str(next((info[key] for key in _TAGS if info.get(key)), "")).strip('"')
+
+
+def children(folder: Location) -> dict[str, bool]:
+    """What lies in a folder, by name, sorted: whether it is a folder itself. Raises OSError, StorageError.
+
+    At a URL by one listing, where asking for each would be a request each.
+    """
+    if isinstance(folder, Url):
+        listed: list[Any] = remote(folder).call("list", folder, lambda fs, path: fs.ls(path, detail=True))
+        own = remote(folder).path(folder).strip("/")  # some tools write an empty object in place of a folder
+        held = {str(info["name"]).strip("/"): info["type"] == "directory" for info in listed}
+        return {posixpath.basename(name): held[name] for name in sorted(held) if name != own}
+    return {p.name: p.is_dir() for p in sorted(folder.iterdir()) if p.is_dir() or p.is_file()}
 
 
 def glob(pattern: str | os.PathLike[str]) -> list[str]:

@@ -6,7 +6,7 @@ scenes have in common), resolution.py (at which pixel size), codes.py, doubt.py,
 mean, what the pixels are like), fingerprint.py and settings.py (what follows from that), windows.py and batches.py
 (samples by index), balance.py and class_index.py (rarer classes more often), augment.py, losses/, parallel.py (many
 workers, one batch), learner.py (one step), validate.py (stitched.py, metric.py, thresholds.py). prepare.py and run.py:
-what is resolved once, and where it is kept. report.py and exhibits.py: what people look at.
+what is resolved once, and where it is kept. report.py, exhibits.py and events.py: what people look at.
 team.py and launch.py: who trains, and the loop on Ray Train's workers.
 """
 

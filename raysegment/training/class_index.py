@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from raysegment.errors import WorkError
+from raysegment.errors import StorageError, WorkError
+from raysegment.storage import Location, Url
+from raysegment.storage.objects import fetched
 from raysegment.training.balance import ClassIndex, build_index
+from raysegment.training.run import replace
 from raysegment.training.windows import WindowReader
 
 #: Raised when what an index holds changes its meaning.
 _FORMAT = 1
 
 
-def class_index(path: Path, reader: WindowReader, classes: Sequence[int], identity: str) -> ClassIndex:
+def class_index(path: Location, reader: WindowReader, classes: Sequence[int], identity: str) -> ClassIndex:
     """The index of `classes` in the reader's scenes, from the file at `path` when it was made of the same.
 
     `identity`: a digest of the scenes' contents. Raises ReadError and InputError for masks that cannot be read,
@@ -41,23 +42,25 @@ def _digest(reader: WindowReader, classes: Sequence[int], identity: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _load(path: Path, made_of: str) -> ClassIndex | None:
+def _load(path: Location, made_of: str) -> ClassIndex | None:
     """None where there is no file, or one of something else, or half a file."""
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(fetched(path) if isinstance(path, Url) else path, framework="np") as file:
             if (file.metadata() or {}).get("made_of") != made_of:
                 return None
             return ClassIndex(file.get_tensor("groups"), file.get_tensor("places"))
+    except StorageError:
+        raise
     except (SafetensorError, OSError):
         return None
 
 
-def _store(path: Path, index: ClassIndex, made_of: str) -> None:
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _store(path: Location, index: ClassIndex, made_of: str) -> None:
     try:
-        temp.write_bytes(save({"groups": index.groups, "places": index.places}, {"made_of": made_of}))
-        os.replace(temp, path)
+        replace(path, save({"groups": index.groups, "places": index.places}, {"made_of": made_of}))
+    except StorageError:
+        raise
     except OSError as e:
         raise WorkError(f"cannot write {path}: {e.strerror}") from e

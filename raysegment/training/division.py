@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from raysegment.errors import InputError
 from raysegment.training.forms import Listing, Scene, listing_of, scenes_of
@@ -13,7 +13,7 @@ DEFAULT_SHARE = 0.2
 
 
 def divide(
-    listing: Listing, data: str | Path, val: str | float
+    listing: Listing, data: str | os.PathLike[str], val: str | float
 ) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
     """(training, validation) of what `data` lists. `val`: another training set, or a share of this one.
 

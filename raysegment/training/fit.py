@@ -6,19 +6,19 @@ import contextlib
 import os
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from raysegment import console
-from raysegment.errors import NotBuiltError, RaysegmentError, WorkError
+from raysegment.errors import RaysegmentError, WorkError
 from raysegment.runtime import joined
+from raysegment.storage import Url, location
+from raysegment.storage.objects import before_work, check_writable
 from raysegment.training.launch import launch
 from raysegment.training.loop import Job
 from raysegment.training.prepare import coding_text, job_of, prepare, request
 from raysegment.training.report import write_report
 from raysegment.training.resolution import Resampled
 from raysegment.training.result import TrainResult
-from raysegment.training.run import RunFolder, earlier_run, to_toml
+from raysegment.training.run import RunFolder, earlier_run, replace, to_toml
 from raysegment.training.settings import Resolved, Settings
 from raysegment.training.team import Team, assemble
 from raysegment.training.tracking import tracked, tracking_uri
@@ -68,7 +68,8 @@ def train(
     overwrite: bool = False,
 ) -> TrainResult:
     """Train a U-Net on `data`, a training set in any form of :mod:`raysegment.training.forms`, and write the run to the
-    folder `out`.
+    folder `out`. Both may be at a URL: `data` at s3://, gs:// or https://, where that gives a list of its files or
+    needs none; `out` at s3:// or gs://, where TensorBoard's events arrive at the end of each epoch.
 
     `val`: the share of the images (the last by name), or another training set, to validate on; a manifest's own column
     ``split`` comes before a share. `batch_size` is that of all `workers` together; the result does not depend on how
@@ -98,12 +99,15 @@ def train(
             "clip_grad": clip_grad, "accumulate": accumulate, "early_stop": early_stop, "keep": keep,
         }
     )  # fmt: skip
-    run = RunFolder(_folder(out))
+    run = RunFolder(location(out))
     team = assemble(workers, gpus_per_worker, settings)
     uri = tracking_uri(mlflow)
-    asked = request(settings, Path(data), val if isinstance(val, float) else os.fspath(val), _path(classes))
-    earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
-    with run.locked():
+    with before_work():
+        if isinstance(run.root, Url):
+            check_writable(run.root, "--out")
+        asked = request(settings, data, val if isinstance(val, float) else os.fspath(val), _path(classes))
+        earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
+    with run.locked() as check:
         # asked again: another process may have come first
         record = earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
         if record is not None and "result" in record:
@@ -115,7 +119,7 @@ def train(
             run.clear()
         record["workers"] = team.most
         run.write_record(record)
-        run.config.write_text(to_toml({"val": str(val), **record["settings"]}), encoding="utf-8")
+        replace(run.config, to_toml({"val": str(val), **record["settings"]}).encode())
         console.say(f"masks: {coding_text(record)}")
         console.say(record["auto"])
         job = job_of(record, asked, run)
@@ -128,7 +132,7 @@ def train(
         write_report(run)
         with tracked(run, uri):
             try:
-                launch(job, team)
+                launch(job, team, check)
             except RaysegmentError as e:
                 with contextlib.suppress(RaysegmentError):  # a full disk is said once, by what it ended
                     write_report(run, failure=str(e))
@@ -164,15 +168,3 @@ def _outline(job: Job, team: Team, *, resumed: bool) -> str:
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else Path(value)
-
-
-def _folder(out: str | os.PathLike[str]) -> Path:
-    """--out as an absolute path. Raises NotBuiltError for storage that is no file system."""
-    text = os.fspath(out)
-    scheme = urlsplit(text).scheme if "://" in text else "file"
-    if scheme != "file":
-        raise NotBuiltError(
-            f"--out {text}: training writes to a file system that all workers share, not yet to {scheme}://: "
-            "name a folder, or mount the storage"
-        )
-    return Path(url2pathname(urlsplit(text).path) if "://" in text else text).absolute()

@@ -11,27 +11,31 @@ import io
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from raysegment.errors import RaysegmentError, WorkError
 from raysegment.model.file import save_model
-from raysegment.report.pictures import side_by_side
+from raysegment.storage import Url
+from raysegment.storage.objects import children, remove
 from raysegment.training.exhibits import Shown, draw
 from raysegment.training.report import write_report
 from raysegment.training.run import RunFolder, replace, write_json
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
-
     from raysegment.model.spec import ModelSpec
+    from raysegment.training.events import Events
     from raysegment.training.validate import Validator
 
 #: Work that a death may cost, unless writing a checkpoint would then take more than this share of the time.
 _CHECKPOINT_EVERY_S = 10.0
 _CHECKPOINT_SHARE = 0.01
 _PROGRESS_EVERY_S = 0.5
+#: At a URL, where saying it takes two requests.
+_PROGRESS_AFAR_EVERY_S = 5.0
 #: How often all workers ask together whether a node is about to leave.
 _LOOK_EVERY_S = 5.0
 _SCALARS = ("loss", "lr", "images_per_s", "mean_iou", "mean_dice", "accuracy")
@@ -43,7 +47,7 @@ class Keeper:
     def __init__(self, run: RunFolder, *, leads: bool) -> None:
         self.run, self.leads = run, leads
         self.trouble: RaysegmentError | None = None
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
         self.is_stopped = False
         """Whether the driver wants the run to stop."""
         self._last_checkpoint = self._last_look = time.monotonic()
@@ -53,9 +57,9 @@ class Keeper:
     def opened(self, step: int) -> Self:
         """Start to write events from `step` on; those of an earlier attempt beyond it are dropped."""
         if self.leads:
-            from tensorboardX import SummaryWriter
+            from raysegment.training.events import Events
 
-            self._events = SummaryWriter(str(self.run.events), purge_step=step + 1 if step else None)
+            self._events = Events(self.run.events, step)
         return self
 
     def __enter__(self) -> Self:
@@ -68,7 +72,8 @@ class Keeper:
     def progress(self, said: Mapping[str, Any]) -> None:
         """Now and then: say how far the run is, and hear whether the driver wants it to stop."""
         now = time.monotonic()
-        if self.leads and now - self._last_progress >= _PROGRESS_EVERY_S:
+        every_s = _PROGRESS_AFAR_EVERY_S if isinstance(self.run.root, Url) else _PROGRESS_EVERY_S
+        if self.leads and now - self._last_progress >= every_s:
             self._last_progress = now
             with self.noting():
                 write_json(self.run.progress, dict(said))
@@ -97,12 +102,15 @@ class Keeper:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         with self.noting():
-            replace(self.run.state, buffer.getbuffer())
+            replace(self.run.state, buffer.getvalue())
             if keep_as is not None and keep > 1:
-                self.run.checkpoints.mkdir(exist_ok=True)
-                replace(self.run.checkpoints / keep_as, buffer.getbuffer())
-                for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-keep]:
-                    old.unlink()
+                folder = self.run.checkpoints
+                if isinstance(folder, Path):
+                    folder.mkdir(exist_ok=True)
+                replace(folder / keep_as, buffer.getvalue())
+                kept = [name for name in children(folder) if fnmatch(name, "step-*.pt")]
+                for old in kept[:-keep]:
+                    remove(folder / old)
         self._last_checkpoint = time.monotonic()
         self._checkpoint_s = self._last_checkpoint - started
 
@@ -115,8 +123,9 @@ class Keeper:
             if self._events is not None:
                 scalars = {name: record[name] for name in _SCALARS}
                 scalars |= {f"iou/{name}": score["iou"] for name, score in record["classes"].items()}
-                for name, value in scalars.items():
-                    self._events.add_scalar(name, value, record["step"])
+                self._events.scalars(scalars, record["step"])
+                with self.noting():
+                    self._events.publish(record["step"])
 
     def show(self, found: Sequence[Shown], validator: Validator, *, step: int, examined: int) -> None:
         """Pictures of windows out of `examined`, for TensorBoard and for the next report."""
@@ -125,10 +134,7 @@ class Keeper:
                 exhibits, pictures = draw(found, validator)
                 write_json(self.run.exhibits, {"step": step, "examined": examined, "windows": exhibits})
                 if self._events is not None and pictures:
-                    self._events.add_image(
-                        "windows: image, truth, prediction, errors",
-                        side_by_side(pictures), step, dataformats="HWC",
-                    )  # fmt: skip
+                    self._events.pictures("windows: image, truth, prediction, errors", pictures, step)
 
     def model(self, module: torch.nn.Module, spec: ModelSpec) -> None:
         if self.leads:
@@ -139,6 +145,8 @@ class Keeper:
         """Add the outcome to run.json, which makes the run finished, and write the report of it."""
         if self.leads:
             with self.noting():
+                if self._events is not None:
+                    self._events.publish(result["steps"])
                 self.run.write_record({**(self.run.read_record() or {}), "result": dict(result)})
                 write_report(self.run)
 
@@ -147,12 +155,22 @@ class Keeper:
         """Keep what goes wrong inside, the first of it, as trouble."""
         try:
             yield
+        except RaysegmentError as e:
+            self.trouble = self.trouble or e
         except OSError as e:
             self.trouble = self.trouble or WorkError(
                 f"cannot write to {e.filename or self.run.root}: {e.strerror}"
             )
-        except RaysegmentError as e:
-            self.trouble = self.trouble or e
+
+
+def last_state(run: RunFolder, device: torch.device) -> dict[str, Any] | None:
+    """What the last checkpoint holds; None before the first. Raises StorageError."""
+    place = run.state
+    if not place.is_file():
+        return None
+    file = io.BytesIO(place.read_bytes()) if isinstance(place, Url) else place
+    state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    return state
 
 
 def json_line(record: Mapping[str, Any]) -> str:

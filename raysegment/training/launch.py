@@ -6,12 +6,16 @@ else of Ray's state is kept.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +23,12 @@ import torch
 from raysegment import console, errors
 from raysegment.errors import WorkError
 from raysegment.runtime import cluster
+from raysegment.storage import Url
+from raysegment.storage.objects import Entry, entries, remove
 from raysegment.training.loop import Job, work
 from raysegment.training.parallel import Stopped, Workers
 from raysegment.training.progress import follow
-from raysegment.training.run import RunFolder, write_json
+from raysegment.training.run import RunFolder, replace, write_json
 from raysegment.training.team import Team, cluster_nodes, say_if_busy
 
 #: Deaths that a run survives without a new checkpoint in between; with one, any number.
@@ -33,12 +39,15 @@ _ELASTIC_START_S = 10
 _STOP_S = 20.0
 
 
-def launch(job: Job, team: Team) -> None:
-    """Run the job on Ray Train's workers and show how far it is. Raises what stopped it."""
+def launch(job: Job, team: Team, check: Callable[[], None]) -> None:
+    """Run the job on Ray Train's workers and show how far it is. Raises what stopped it.
+
+    `check`: asked now and then, raises when the run belongs to another process.
+    """
     run = job.run
     borrowed = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     for old in (run.failure, run.stop):
-        old.unlink(missing_ok=True)
+        remove(old)
     at_sigterm = signal.getsignal(signal.SIGTERM)
     with cluster(team.most * team.threads, dashboard=console.is_verbose()):
         if callable(at_sigterm) and threading.current_thread() is threading.main_thread():
@@ -47,17 +56,19 @@ def launch(job: Job, team: Team) -> None:
         training = _Training(job, team)
         training.start()
         try:
-            follow(training.ended, job, training.lack)
+            follow(training.ended, job, training.lack, check)
         except BaseException:
-            run.stop.touch()
+            check()  # or the workers of who took over would stop
+            replace(run.stop, b"")
             if borrowed:  # the workers would go on in a Ray that outlives this call
                 training.ended.wait()
             elif run.progress.exists():
                 training.ended.wait(_STOP_S)
             raise
         finally:
-            run.stop.unlink(missing_ok=True)
-    shutil.rmtree(run.ray, ignore_errors=True)
+            remove(run.stop)
+    if isinstance(run.ray, Path):
+        shutil.rmtree(run.ray, ignore_errors=True)
     _raise_failure(run, training.error)
 
 
@@ -75,7 +86,8 @@ class _Training(threading.Thread):
         try:
             while True:
                 stood = self._checkpointed()
-                self.error = self._fit()
+                with _own_folder(self.job.run) as folder:
+                    self.error = self._fit(folder)
                 if self.error is None or self._checkpointed() == stood:
                     return
         except Exception as e:  # handed to the main thread, which says it
@@ -90,12 +102,11 @@ class _Training(threading.Thread):
             return None
         return f"{room} of {self.team.least} workers find room in this Ray now: waiting for a node"
 
-    def _fit(self) -> Exception | None:
-        """Train until the end, or until too many workers have died: then, with what."""
+    def _fit(self, folder: str) -> Exception | None:
+        """Train until the end, or until too many workers have died: then, with what. `folder`: of Ray Train's files."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        shutil.rmtree(self.job.run.ray, ignore_errors=True)  # Ray Train would resume from its own files there
         team = self.team
         if team.least < team.most:  # for a minute by default: that long a dead node counts
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ELASTIC_START_S))
@@ -111,7 +122,7 @@ class _Training(threading.Thread):
             ),
             run_config=RunConfig(
                 name="run",
-                storage_path=str(self.job.run.ray),
+                storage_path=folder,
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )
@@ -121,10 +132,23 @@ class _Training(threading.Thread):
             return e
         return None
 
-    def _checkpointed(self) -> int:
-        """When the last checkpoint was written; 0 before the first."""
-        state = self.job.run.state
-        return state.stat().st_mtime_ns if state.exists() else 0
+    def _checkpointed(self) -> Entry | None:
+        """The last checkpoint, as the storage lists it; None before the first."""
+        return entries(self.job.run.state).get("")
+
+
+@contextlib.contextmanager
+def _own_folder(run: RunFolder) -> Iterator[str]:
+    """A folder for Ray Train's own files, empty: it would resume from what is there.
+
+    Ray is given no checkpoint, so a run at a URL has it on this machine.
+    """
+    if isinstance(run.ray, Url):
+        with tempfile.TemporaryDirectory(prefix="raysegment-", ignore_cleanup_errors=True) as folder:
+            yield folder
+        return
+    shutil.rmtree(run.ray, ignore_errors=True)
+    yield str(run.ray)
 
 
 def ray_worker(config: dict[str, Any]) -> None:

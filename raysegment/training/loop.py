@@ -22,7 +22,7 @@ from raysegment.training.balance import BalancedSampler, ClassIndex
 from raysegment.training.batches import Batch, load_batch, read_ahead
 from raysegment.training.dataset import Scene
 from raysegment.training.exhibits import find
-from raysegment.training.keeper import Keeper, json_line
+from raysegment.training.keeper import Keeper, json_line, last_state
 from raysegment.training.learner import Learner, place
 from raysegment.training.metric import Metric
 from raysegment.training.parallel import Workers
@@ -263,15 +263,14 @@ class _Worker:
     def _resume(self) -> None:
         """Go back to RUN/last. Every random draw is a function of the seed and the sample's index, so the
         generators' state is the step itself."""
-        path = self.job.run.state
-        if path.is_file():
-            state = torch.load(path, map_location=self.device, weights_only=True)
+        state = last_state(self.job.run, self.device)
+        if state is not None:
             self.standing = _Standing(**state["standing"])
             self.learner.restore(state["learner"])
         together = self.workers.sum(torch.tensor(self.standing.step, device=self.device))
         if int(together) != self.standing.step * self.workers.size:
             self.keeper.trouble = WorkError(
-                f"the workers see different checkpoints in {path.parent}: "
+                f"the workers see different checkpoints in {self.job.run.state.parent}: "
                 "--out must be on storage that all nodes share"
             )
 

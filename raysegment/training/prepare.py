@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import time
@@ -62,8 +63,10 @@ class Request:
     """Digests of the images, training first."""
 
 
-def request(settings: Settings, data: Path, val: str | float, classes: Path | None) -> Request:
-    """Find and fingerprint the data. Raises UsageError and InputError for what cannot be right."""
+def request(
+    settings: Settings, data: str | os.PathLike[str], val: str | float, classes: Path | None
+) -> Request:
+    """Find and fingerprint the data. Raises UsageError and InputError for what cannot be right, StorageError."""
     check_network(settings)
     check_encoder(settings)
     Loss.parse(settings.loss)

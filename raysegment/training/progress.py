@@ -6,30 +6,36 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from raysegment import console
+from raysegment.storage import Location, Url
+from raysegment.storage.objects import remove
 from raysegment.training.loop import Job
 
-_POLL_S = 0.5
+_POLL_S, _POLL_AFAR_S = 0.5, 2.0
 _LACK_EVERY_S = 10.0
 
 
-def follow(ended: threading.Event, job: Job, lack: Callable[[], str | None]) -> None:
-    """Show progress until the training has `ended`, and what it waits for, by `lack`."""
+def follow(
+    ended: threading.Event, job: Job, lack: Callable[[], str | None], check: Callable[[], None]
+) -> None:
+    """Show progress until the training has `ended`, and what it waits for, by `lack`. Raises what `check` raises."""
     s, path = job.settings, job.run.progress
-    path.unlink(missing_ok=True)
+    poll_s = _POLL_AFAR_S if isinstance(path, Url) else _POLL_S
+    remove(path)
     waits = _Waits(lack)
     said: dict[str, Any] | None = None
-    while said is None and not ended.wait(_POLL_S):
+    while said is None and not ended.wait(poll_s):
+        check()
         waits.say()
         said = _read(path)
     if said is None:
         return
     start = shown = said["step"]
     with console.progress("train", (s.total_steps - start) * s.batch_size, "images") as bar:
-        while not ended.wait(_POLL_S):
+        while not ended.wait(poll_s):
+            check()
             waits.say()
             said = _read(path) or said
             best = f"  best {s.metric} {said['best']:.4f}" if said["best"] is not None else ""
@@ -57,6 +63,6 @@ class _Waits:
         self._said = lack
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Location) -> dict[str, Any] | None:
     """The last that was said, or None before anything was."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raysegment.metrics import Scores
+from raysegment.storage import Location
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """The model of a run and how good it is on the validation images."""
 
-    model: Path
+    model: Location
     epochs: int
     steps: int
     best: dict[str, Any]
@@ -30,7 +30,7 @@ class TrainResult:
     already_done: bool = False
 
     @classmethod
-    def of_record(cls, model: Path, record: dict[str, Any], *, already_done: bool) -> TrainResult:
+    def of_record(cls, model: Location, record: dict[str, Any], *, already_done: bool) -> TrainResult:
         """From a finished run's run.json."""
         result = record["result"]
         thresholds = result["thresholds"]

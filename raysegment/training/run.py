@@ -1,9 +1,9 @@
-"""The folder of a run: what is in it, who may write it, and how far the run is.
+"""The folder of a run, on a disk or at a URL: what is in it, who may write it, and how far the run is.
 
 RUN/model.safetensors   the best model so far
 RUN/report.html         what happened, for people: one file that opens offline
 RUN/metrics.jsonl       one line per epoch
-RUN/events/             the same for TensorBoard
+RUN/events/             the same for TensorBoard (events.py)
 RUN/config.toml         the resolved options; `raysegment train --config` takes it
 RUN/run.json            fingerprint, data, versions, hardware and, once finished, the result
 RUN/last/state.pt       all that an exact resume needs
@@ -16,14 +16,15 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from raysegment.errors import InputError, LockedError, OutputExistsError, WorkError
+from raysegment.errors import InputError, LockedError, OutputExistsError, StorageError, WorkError
+from raysegment.storage import Location, Url
+from raysegment.storage.lease import hold
+from raysegment.storage.objects import put, remove
 
 _FORMAT = 1
 
@@ -32,72 +33,72 @@ _FORMAT = 1
 class RunFolder:
     """Paths of one run."""
 
-    root: Path
+    root: Location
 
     @property
-    def model(self) -> Path:
+    def model(self) -> Location:
         return self.root / "model.safetensors"
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> Location:
         return self.root / "metrics.jsonl"
 
     @property
-    def report(self) -> Path:
+    def report(self) -> Location:
         return self.root / "report.html"
 
     @property
-    def exhibits(self) -> Path:
+    def exhibits(self) -> Location:
         """Pictures of validation windows, for the report."""
         return self.root / "last" / "exhibits.json"
 
     @property
-    def tracking(self) -> Path:
+    def tracking(self) -> Location:
         """Which run of an MLflow server this one is."""
         return self.root / "last" / "mlflow.json"
 
     @property
-    def events(self) -> Path:
+    def events(self) -> Location:
         return self.root / "events"
 
     @property
-    def config(self) -> Path:
+    def config(self) -> Location:
         return self.root / "config.toml"
 
     @property
-    def record(self) -> Path:
+    def record(self) -> Location:
         return self.root / "run.json"
 
     @property
-    def state(self) -> Path:
+    def state(self) -> Location:
         return self.root / "last" / "state.pt"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> Location:
         return self.root / "checkpoints"
 
     @property
-    def progress(self) -> Path:
+    def progress(self) -> Location:
         """Where the first worker says how far it is."""
         return self.root / "last" / "progress.json"
 
     @property
-    def failure(self) -> Path:
+    def failure(self) -> Location:
         """Where a worker says why it cannot go on, so that it is not tried again."""
         return self.root / "last" / "failure.json"
 
     @property
-    def class_index(self) -> Path:
+    def class_index(self) -> Location:
         """Where the rarer classes are in the training masks. Of these alone, so another run here may use it."""
         return self.root / "last" / "class_index.safetensors"
 
     @property
-    def stop(self) -> Path:
+    def stop(self) -> Location:
         """Where the driver says that it was interrupted: the workers write a checkpoint and end."""
         return self.root / "last" / "stop"
 
     @property
-    def ray(self) -> Path:
+    def ray(self) -> Location:
         """Ray Train's own files; gone when the run ends."""
         return self.root / "last" / "ray"
 
@@ -119,16 +120,22 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what a run writes, and nothing else."""
         for path in (self.model, self.report, self.metrics, self.config, self.record):
-            path.unlink(missing_ok=True)
+            remove(path)
         for path in (self.state, self.progress, self.failure, self.stop, self.exhibits, self.tracking):
-            path.unlink(missing_ok=True)
+            remove(path)
         for folder in (self.events, self.ray, self.checkpoints):
-            if folder.is_dir():
-                shutil.rmtree(folder)
+            remove(folder)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs out while this one is alive. Raises LockedError, and InputError when RUN cannot be made."""
+    def locked(self) -> Iterator[Callable[[], None]]:
+        """Keep other runs out while this one is alive. Raises LockedError, and InputError when RUN cannot be made.
+
+        What it yields raises WorkError when another run took over, as can be at a URL that was out of reach.
+        """
+        if isinstance(self.root, Url):
+            with hold(self.root / "last" / "lock") as lease:
+                yield lease.check
+            return
         try:
             (self.root / "last").mkdir(parents=True, exist_ok=True)
             handle = (self.root / "last" / "lock").open("w")
@@ -141,7 +148,7 @@ class RunFolder:
                 raise LockedError(
                     f"another training is writing to {self.root}: wait for it or name another --out"
                 ) from e
-            yield
+            yield lambda: None
 
 
 def earlier_run(run: RunFolder, fingerprint: str, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
@@ -165,17 +172,22 @@ def earlier_run(run: RunFolder, fingerprint: str, *, resume: bool, overwrite: bo
     return None
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Location, data: dict[str, Any]) -> None:
     """As :func:`replace` does. Raises WorkError."""
     try:
         replace(path, json.dumps(data, ensure_ascii=False, indent=1).encode())
+    except StorageError:
+        raise
     except OSError as e:
         raise WorkError(f"cannot write {path}: {e.strerror}") from e
 
 
-def replace(path: Path, data: bytes | memoryview) -> None:
-    """Write a file by temp file and rename, so that a reader never sees half of it. Raises OSError; the old file
-    stays then."""
+def replace(path: Location, data: bytes) -> None:
+    """Write a file by temp file and rename, or by one PUT, so that a reader never sees half of it. Raises OSError,
+    StorageError; the old file stays then."""
+    if isinstance(path, Url):
+        put(path, data)
+        return
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temp.write_bytes(data)

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from raysegment import console
 from raysegment.errors import UsageError
+from raysegment.storage import Url
+from raysegment.storage.objects import fetched
 from raysegment.training.run import RunFolder, write_json
 
 _POLL_S = 2.0
@@ -127,7 +129,8 @@ class _Log:
             )
         for path in (self.run.report, self.run.config):
             if path.is_file():
-                self.client.log_artifact(self.run_id, str(path))
+                here = fetched(path) if isinstance(path, Url) else path
+                self.client.log_artifact(self.run_id, str(here))
         self.client.set_terminated(self.run_id, status="FAILED" if result is None else "FINISHED")
 
     def _metrics(self, prefix: str, record: Mapping[str, Any], step: int) -> None:

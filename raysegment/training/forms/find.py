@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size
+from raysegment.storage import Location, Url, location
+from raysegment.storage.objects import before_work
 from raysegment.training.forms import folder, manifest, records, stores
 from raysegment.training.forms.scene import File, Form, Listing, Pair, Scene
 
@@ -24,19 +25,29 @@ EXPECTED = (
 
 def form_of(data: str | os.PathLike[str]) -> Form | None:
     """The form of a training set, None when it is none. Raises InputError for what cannot be read."""
-    place = Path(data)
+    place = location(data)
     try:
-        return next((form for form in FORMS if form.recognises(place)), None)
+        with before_work():
+            return next((form for form in FORMS if form.recognises(place)), None)
     except OSError as e:
         raise InputError(f"cannot read {e.filename or place}: {e.strerror}") from e
 
 
 def listing_of(data: str | os.PathLike[str]) -> Listing:
     """All pairs and problems, by names alone. Raises InputError when this is no training set at all."""
-    place = Path(data)
-    if not place.exists():
-        raise InputError(f"{data} does not exist: give {EXPECTED}")
+    with before_work():
+        return _listing_of(location(data), data)
+
+
+def _listing_of(place: Location, data: str | os.PathLike[str]) -> Listing:
     form = form_of(place)
+    if form is None and isinstance(place, Url) and not place.is_writable:
+        raise InputError(
+            f"{data} is no training set, or a folder, of which a web server gives no list: "
+            "give a manifest, a Zarr store or a file of TFRecords"
+        )
+    if form is None and not place.exists():
+        raise InputError(f"{data} does not exist: give {EXPECTED}")
     if form is None:
         raise InputError(f"{data} is no training set: give {EXPECTED}")
     found = form.listing(place)

@@ -5,9 +5,9 @@ A mask may also be a file of polygons (see polygons.py).
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from raysegment.errors import InputError
+from raysegment.storage import Location
+from raysegment.storage.objects import children
 from raysegment.training.forms.masks import mask_source
 from raysegment.training.forms.scene import File, Listing, Pair
 
@@ -17,11 +17,11 @@ _SIDECARS = frozenset(
 )
 
 
-def recognises(place: Path) -> bool:
+def recognises(place: Location) -> bool:
     return (place / "images").is_dir() or (place / "masks").is_dir()
 
 
-def listing(place: Path) -> Listing:
+def listing(place: Location) -> Listing:
     folders = place / "images", place / "masks"
     problems = [
         f"{place} has no folder {f.name}/: a training set holds images/ and masks/"
@@ -42,19 +42,19 @@ def listing(place: Path) -> Listing:
     return Listing(tuple(pairs), tuple(problems))
 
 
-def _files(folder: Path, problems: list[str]) -> dict[str, Path]:
+def _files(folder: Location, problems: list[str]) -> dict[str, Location]:
     """Images or masks by stem; what is wrong with the folder goes to `problems`."""
     if not folder.is_dir():
         return {}
-    found: dict[str, Path] = {}
+    found: dict[str, Location] = {}
     try:
-        entries = sorted(folder.iterdir())
+        entries = children(folder)
     except OSError as e:
         raise InputError(f"cannot read the folder {folder}: {e.strerror}") from e
-    for path in entries:
-        store = path.is_dir() and path.suffix == ".zarr"
-        picture = path.is_file() and path.suffix.lower() not in _SIDECARS
-        if path.name.startswith(".") or not (store or picture):
+    for name, is_folder in entries.items():
+        path = folder / name
+        fits = path.suffix == ".zarr" if is_folder else path.suffix.lower() not in _SIDECARS
+        if name.startswith(".") or not fits:
             continue
         stem = path.stem.removesuffix(".ome")
         if stem in found:

@@ -1,27 +1,26 @@
 """A manifest: CSV, Parquet or JSON lines with the columns ``image``, ``mask`` and, where it says so, ``split``.
 
-Paths are relative to the manifest's folder; URLs are kept as they are. ``split`` is train, val (also valid,
+Paths are relative to the manifest's folder, or its URL; URLs are kept as they are. ``split`` is train, val (also valid,
 validation, dev) or test, whose rows are left out; other columns are the user's own.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from raysegment.errors import InputError
+from raysegment.storage import Location, Url, is_url, location
 from raysegment.training.forms.masks import mask_source
-from raysegment.training.forms.scene import File, Listing, Pair, Source, Split
+from raysegment.training.forms.scene import File, Listing, Pair, Split
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 _COLUMNS = ("image", "mask")
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _SPLITS: Mapping[str, Split | None] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -29,11 +28,11 @@ _SPLITS: Mapping[str, Split | None] = {
 }
 
 
-def recognises(place: Path) -> bool:
+def recognises(place: Location) -> bool:
     return place.suffix.lower() in SUFFIXES and place.is_file()
 
 
-def listing(place: Path) -> Listing:
+def listing(place: Location) -> Listing:
     rows = list(_rows(place))
     if not rows:
         raise InputError(f"{place} holds no rows: give one row per image, with the columns image,mask")
@@ -53,48 +52,47 @@ def listing(place: Path) -> Listing:
         elif said and _SPLITS[said] is None:
             left_out += 1
             continue
-        image = _image(place, row, here, problems)
-        mask = _mask(place, row, here, problems, image)
+        at = _located(place, row, "image", here, problems)
+        image = None if at is None else File.at(at)
+        at = _located(place, row, "mask", here, problems)
+        mask = None if at is None else mask_source(at, image)
         pairs.append(Pair(str(row["image"] or here), image, mask, _SPLITS.get(said)))
     notes = (f"{place.name}: the rows of the split test are left out ({left_out})",) if left_out else ()
     return Listing(tuple(sorted(pairs, key=lambda p: p.name)), tuple(problems), notes)
 
 
-def _image(place: Path, row: Mapping[str, Any], here: str, problems: list[str]) -> Source | None:
-    found = _located(place, row, "image", here, problems)
-    if found is None:
-        return None
-    return File(found) if _URL.match(found) else File.at(found)
+def _located(
+    place: Location, row: Mapping[str, Any], column: str, here: str, problems: list[str]
+) -> Location | None:
+    """A cell as an absolute path or a URL; None, and a problem, where there is nothing.
 
-
-def _mask(
-    place: Path, row: Mapping[str, Any], here: str, problems: list[str], image: Source | None
-) -> Source | None:
-    found = _located(place, row, "mask", here, problems)
-    if found is None:
-        return None
-    return File(found) if _URL.match(found) else mask_source(found, image)
-
-
-def _located(place: Path, row: Mapping[str, Any], column: str, here: str, problems: list[str]) -> str | None:
-    """A cell as an absolute path or a URL; None, and a problem, where there is nothing."""
+    What is at a URL is looked for when it is opened, and not twice.
+    """
     text = str(row[column] or "").strip()
     if not text:
         problems.append(f"{here}: no {column} is given")
         return None
-    if _URL.match(text):
-        parts = urlsplit(text)
-        if parts.scheme.lower() != "file":
-            return text
-        text = unquote(parts.path)
-    path = place.parent.absolute() / text
-    if not path.exists():
-        problems.append(f"{here}: the {column} {text} does not exist in {place.parent.absolute()}")
+    if is_url(text):
+        return Url(text)
+    if "://" in text:
+        text = str(location(text))
+    if isinstance(place, Url) and not Path(text).is_absolute():
+        return _below(place.parent, text)
+    folder = Path(place).parent.absolute()
+    if not (folder / text).exists():
+        problems.append(f"{here}: the {column} {text} does not exist in {folder}")
         return None
-    return str(path)
+    return folder / text
 
 
-def _rows(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _below(folder: Url, text: str) -> Url:
+    """A relative path; object storage takes ".." for a name."""
+    for part in PurePosixPath(text).parts:
+        folder = folder.parent if part == ".." else folder / part
+    return folder
+
+
+def _rows(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(number, row), counted as an editor counts lines (Parquet: from 1). Raises InputError."""
     read = {".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}[place.suffix.lower()]
     try:
@@ -103,21 +101,21 @@ def _rows(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise InputError(f"cannot read {place}: {e}") from e
 
 
-def _csv(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with place.open(encoding="utf-8-sig", newline="") as f:
-        reader = csv.DictReader(f, skipinitialspace=True)
-        _check_columns(place, reader.fieldnames or ())
-        for row in reader:
-            if any(row.values()):
-                yield reader.line_num, row
+def _csv(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    text = io.StringIO(place.read_bytes().decode("utf-8-sig"), newline="")
+    reader = csv.DictReader(text, skipinitialspace=True)
+    _check_columns(place, reader.fieldnames or ())
+    for row in reader:
+        if any(row.values()):
+            yield reader.line_num, row
 
 
-def _parquet(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _parquet(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(place)
+        file = parquet.ParquetFile(pyarrow.BufferReader(place.read_bytes()))
         columns = [name for name in file.schema_arrow.names if name in (*_COLUMNS, "split")]
         _check_columns(place, file.schema_arrow.names)
         table = file.read(columns=columns)
@@ -126,22 +124,21 @@ def _parquet(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     yield from enumerate(table.to_pylist(), start=1)
 
 
-def _jsonl(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with place.open(encoding="utf-8") as f:
-        for number, line in enumerate(f, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as e:
-                raise InputError(f"{place}, line {number} is not JSON: {e}") from e
-            if not isinstance(row, dict):
-                raise InputError(f'{place}, line {number} is no JSON object: write {{"image": …, "mask": …}}')
-            _check_columns(place, row, f", line {number}")
-            yield number, row
+def _jsonl(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(io.StringIO(place.read_bytes().decode("utf-8")), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise InputError(f"{place}, line {number} is not JSON: {e}") from e
+        if not isinstance(row, dict):
+            raise InputError(f'{place}, line {number} is no JSON object: write {{"image": …, "mask": …}}')
+        _check_columns(place, row, f", line {number}")
+        yield number, row
 
 
-def _check_columns(place: Path, found: Any, where: str = "") -> None:
+def _check_columns(place: Location, found: Any, where: str = "") -> None:
     for column in _COLUMNS:
         if column not in found:
             held = ", ".join(map(str, found)) or "nothing"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
+from raysegment.storage import Location
 from raysegment.training.forms.scene import File, Source
 
 #: Polygons, by suffix; the first are read with the standard library, the others with pyogrio.
@@ -12,12 +10,12 @@ GEOJSON = (".geojson", ".json")
 VECTOR = (*GEOJSON, ".gpkg", ".fgb", ".shp")
 
 
-def mask_source(path: str | os.PathLike[str], image: Source | None) -> Source | None:
+def mask_source(path: Location, image: Source | None) -> Source | None:
     """None for polygons without an image: nothing says where their pixels are."""
-    if Path(path).suffix.lower() not in VECTOR:
+    if path.suffix.lower() not in VECTOR:
         return File.at(path)
     if image is None:
         return None
     from raysegment.training.forms.polygons import Polygons
 
-    return Polygons(os.path.abspath(path), image)
+    return Polygons(File.at(path).path, image)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from raysegment.geometry import Size
 from raysegment.raster import Raster, open_raster
+from raysegment.storage import Location, is_url
 
 Split = Literal["train", "val"]
 
@@ -37,7 +37,8 @@ class File:
 
     @classmethod
     def at(cls, path: str | os.PathLike[str], plane: Mapping[str, int] | None = None) -> File:
-        return cls(os.path.abspath(path), tuple((plane or {}).items()))
+        text = os.fspath(path)
+        return cls(text if is_url(text) else os.path.abspath(text), tuple((plane or {}).items()))
 
     def open(self) -> Raster:
         return open_raster(self.path, select=dict(self.plane))
@@ -84,10 +85,10 @@ class Listing:
 class Form(Protocol):
     """One way in which a training set comes. A module of this package that has these is one: see find.py."""
 
-    def recognises(self, place: Path) -> bool:
+    def recognises(self, place: Location) -> bool:
         """Whether `place` is of this form; looks at names and first bytes, never at pixels."""
         ...
 
-    def listing(self, place: Path) -> Listing:
+    def listing(self, place: Location) -> Listing:
         """The pairs in the order of their names. Raises InputError when `place` itself cannot be read."""
         ...

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from raysegment.errors import InputError, RaysegmentError
+from raysegment.raster.zarr import has_metadata
 from raysegment.raster.zarr_metadata import planes
+from raysegment.storage import Location
+from raysegment.storage.objects import asked, children, zarr_store
 from raysegment.training.forms.scene import File, Listing, Pair
 
-_METADATA = ("zarr.json", ".zgroup", ".zarray")
 
-
-def recognises(place: Path) -> bool:
-    if is_store(place):
+def recognises(place: Location) -> bool:
+    if has_metadata(place):
         return _parts(place) is not None
     return place.is_dir() and any(_parts(store) is not None for store in _stores(place))
 
 
-def listing(place: Path) -> Listing:
-    if is_store(place):
+def listing(place: Location) -> Listing:
+    if has_metadata(place):
         return _of_store(place, place.name)
     found = [_of_store(store, store.name) for store in _stores(place)]
     pairs, problems = (
@@ -34,42 +34,43 @@ def listing(place: Path) -> Listing:
     return Listing(pairs, problems)
 
 
-def is_store(place: Path) -> bool:
-    return any((place / name).is_file() for name in _METADATA)
+def _stores(folder: Location) -> list[Location]:
+    named = [folder / name for name, is_folder in children(folder).items() if is_folder]
+    return [path for path in named if path.suffix == ".zarr" and has_metadata(path)]
 
 
-def _stores(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix == ".zarr" and is_store(path))
-
-
-def _parts(store: Path) -> tuple[Path, tuple[Path, ...]] | None:
+def _parts(store: Location) -> tuple[Location, tuple[Location, ...]] | None:
     """The image, and the masks to choose from; None when this is no training set."""
-    if is_store(store / "image") and is_store(store / "mask"):
+    if has_metadata(store / "image") and has_metadata(store / "mask"):
         return store / "image", (store / "mask",)
     if store.parent.name == "labels" and _is_image(store.parent.parent):
         return store.parent.parent, (store,)
-    if not _is_image(store) or not is_store(store / "labels"):
+    if not _is_image(store) or not has_metadata(store / "labels"):
         return None
     labels = _attributes(store / "labels").get("labels") or ()
     return (store, tuple(store / "labels" / name for name in labels)) if labels else None
 
 
-def _is_image(store: Path) -> bool:
-    return is_store(store) and "multiscales" in _attributes(store)
+def _is_image(store: Location) -> bool:
+    return has_metadata(store) and "multiscales" in _attributes(store)
 
 
-def _attributes(store: Path) -> Mapping[str, Any]:
+def _attributes(store: Location) -> Mapping[str, Any]:
     """Those of OME-Zarr. Raises InputError when the metadata is damaged."""
     import zarr
 
     try:
-        attributes: dict[str, Any] = dict(zarr.open(str(store), mode="r").attrs)
+        attributes: dict[str, Any] = asked(
+            store, lambda: dict(zarr.open(zarr_store(store, read_only=True), mode="r").attrs)
+        )
+    except RaysegmentError:
+        raise
     except Exception as e:  # damaged metadata makes zarr raise nearly anything
         raise InputError(f"{store} is not a readable Zarr: {type(e).__name__}: {e}") from e
     return attributes.get("ome", attributes)
 
 
-def _of_store(store: Path, name: str) -> Listing:
+def _of_store(store: Location, name: str) -> Listing:
     found = _parts(store)
     if found is None:
         problem = f"{name} holds neither the arrays image and mask nor labels/"
@@ -96,9 +97,9 @@ def _of_store(store: Path, name: str) -> Listing:
     return Listing(tuple(pairs))
 
 
-def _planes(path: Path) -> dict[str, int]:
+def _planes(path: Location) -> dict[str, int]:
     try:
-        return planes(str(path))
+        return asked(path, lambda: planes(str(path)))
     except RaysegmentError:
         raise
     except Exception as e:  # damaged metadata makes zarr raise nearly anything

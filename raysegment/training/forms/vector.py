@@ -13,7 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from raysegment.errors import InputError, UsageError
+from raysegment.errors import InputError, StorageError, UsageError
+from raysegment.storage import Url, location
+from raysegment.storage.objects import fetched
 from raysegment.training.forms.masks import GEOJSON
 
 #: Properties that name a class, the first that any polygon has.
@@ -38,22 +40,30 @@ class Layer:
 
 
 def read_layer(path: str) -> Layer:
-    """Raises InputError naming the file, UsageError where a library is missing."""
+    """Raises InputError naming the file, UsageError where a library is missing, StorageError for a URL."""
+    place = location(path)
+    if isinstance(place, Url) and place.suffix.lower() == ".shp":
+        raise InputError(
+            f"{path}: a Shapefile is several files: save it as .gpkg or .geojson, or copy it here"
+        )
     try:
-        stat = Path(path).stat()
+        file = fetched(place) if isinstance(place, Url) else place
+        stat = file.stat()
+    except StorageError:
+        raise
     except OSError as e:
         raise InputError(f"cannot read {path}: {e.strerror}") from e
-    return _read(path, stat.st_mtime_ns, stat.st_size)
+    return _read(path, str(file), stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4)  # one file may hold the polygons of many scenes
-def _read(path: str, _modified: int, _size: int) -> Layer:
-    return _of_geojson(path) if Path(path).suffix.lower() in GEOJSON else _of_gis(path)
+def _read(path: str, file: str, _modified: int, _size: int) -> Layer:
+    return _of_geojson(path, file) if Path(file).suffix.lower() in GEOJSON else _of_gis(path, file)
 
 
-def _of_geojson(path: str) -> Layer:
+def _of_geojson(path: str, file: str) -> Layer:
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(file, encoding="utf-8") as f:
             found = json.load(f)
     except (OSError, ValueError) as e:
         raise InputError(f"{path} is no readable GeoJSON: {e}") from e
@@ -80,7 +90,7 @@ def _features(found: Any, path: str) -> Iterator[Mapping[str, Any]]:
         yield feature if feature["type"] == "Feature" else {"geometry": feature}
 
 
-def _of_gis(path: str) -> Layer:
+def _of_gis(path: str, file: str) -> Layer:
     try:
         import pyogrio
         import shapely
@@ -92,12 +102,12 @@ def _of_gis(path: str) -> Layer:
     from pyogrio.errors import DataLayerError, DataSourceError
 
     try:
-        layers = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
+        layers = [name for name, kind in pyogrio.list_layers(file) if kind is not None]
         if len(layers) != 1:
             raise InputError(
                 f"{path} has {len(layers)} layers of shapes ({', '.join(layers)}): keep one, of polygons"
             )
-        about, _, blobs, columns = pyogrio.raw.read(path, layer=layers[0], force_2d=True)
+        about, _, blobs, columns = pyogrio.raw.read(file, layer=layers[0], force_2d=True)
     except (DataSourceError, DataLayerError) as e:
         raise InputError(f"cannot read the polygons of {path}: {e}") from e
     shapes = [None if g is None else shapely.geometry.mapping(g) for g in shapely.from_wkb(blobs)]
