@@ -1,4 +1,4 @@
-"""Batch jobs through real Ray, from the command line: killed, twice at once."""
+"""Batch jobs through real Ray: killed, twice at once, and on a cluster that loses a node."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import nodes
 import pytest
-from test_batch import Job, files, save_image
+from test_batch import SETTINGS, Job, files, save_image
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -33,20 +34,22 @@ def started(job: Job) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    """Images of many blocks each."""
-    made = Job(tmp_path)
+def many_blocks(folder: Path) -> Job:
+    """Five images of a hundred and more blocks each."""
+    folder.mkdir(exist_ok=True)
+    made = Job(folder)
     for i in range(5):
         save_image(made.image(i), i, size=700)
     return made
 
 
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return many_blocks(tmp_path)
+
+
 def test_killed_in_the_middle_the_same_command_gives_the_same_bytes(job: Job, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = Job(tmp_path / "other")
-    for i in range(5):
-        save_image(other.image(i), i, size=700)
+    other = many_blocks(tmp_path / "other")
     records = job.folder / "masks/.raysegment/nightly/scratch/records"
     first = started(job)
     deadline = time.monotonic() + 120
@@ -83,3 +86,18 @@ def test_terminated_it_says_so_and_leaves_no_lock(job: Job) -> None:
     assert run.returncode == 130, said
     assert "run the same command again" in json.loads(out.splitlines()[-1])["error"]
     assert not (job.folder / "masks/.raysegment/nightly/lock.json").exists()
+
+
+@pytest.mark.chaos
+def test_a_nodes_death_does_not_show(job: Job, tmp_path: Path) -> None:
+    """Of three nodes one is killed while it segments: its blocks are segmented, and its shards written, by others."""
+    job.write(settings=SETTINGS.replace("workers = 1", "workers = 3"))
+    records = job.folder / "masks/.raysegment/nightly/scratch/records"
+    disturbed, result = nodes.run("batch", 3, "kill", job.file, records)
+    assert (result["done"], result["failed"]) == (5, 0)
+    report = json.loads(Path(result["report"]).read_text())
+    assert sum(image["finished"] > disturbed for image in report["images"]) >= 3  # it was in the middle
+    other = many_blocks(tmp_path / "other")
+    subprocess.run(command(other), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    for i in range(5):
+        assert files(job.mask(i)) == files(other.mask(i))
