@@ -48,7 +48,8 @@ def train(count: str, action: str, data: str, out: str, workers: str, options: s
         return metrics.is_file() and len(metrics.read_text().splitlines()) >= 2
 
     with _nodes(int(count), 1, action, "RayTrainWorker", is_time):
-        return rs.train(data, out=out, workers=workers, **json.loads(options)).to_json()
+        result = rs.train(data, out=out, workers=workers, **json.loads(options))
+        return {**result.to_json(), "ended": time.time()}
 
 
 def batch(count: str, action: str, job: str, records: str) -> dict[str, Any]:
@@ -104,4 +105,4 @@ def _does(work: str, node: Any) -> bool:
 
 if __name__ == "__main__":
     answer = {"train": train, "batch": batch}[sys.argv[1]](*sys.argv[2:])
-    print(json.dumps({**answer, "ended": time.time()}))
+    print(json.dumps(answer))
