@@ -13,6 +13,7 @@ from pathlib import Path
 import nodes
 import pytest
 from test_batch import SETTINGS, Job, files, save_image
+from web import serve
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -86,6 +87,38 @@ def test_terminated_it_says_so_and_leaves_no_lock(job: Job) -> None:
     assert run.returncode == 130, said
     assert "run the same command again" in json.loads(out.splitlines()[-1])["error"]
     assert not (job.folder / "masks/.raysegment/nightly/lock.json").exists()
+
+
+def pixels(mask: Path) -> dict[str, bytes]:
+    """Its shards: without the metadata, which say by what an image is known."""
+    return {name: data for name, data in files(mask).items() if not name.endswith("zarr.json")}
+
+
+def test_images_at_a_web_server(job: Job) -> None:
+    """Three addresses, read range by range; one that vanished is refused before any work."""
+    with serve(job.folder) as web:
+        addresses = [f"{web.url}/{job.image(i).relative_to(job.folder)}" for i in range(3)]
+        text = job.file.read_text()
+        job.file.write_text(
+            text.replace('["scenes/**/*.tif"]', json.dumps(addresses)).replace("{relpath}", "{stem}")
+        )
+        run = started(job)
+        out, said = run.communicate(timeout=200)
+        assert run.returncode == 0, said
+        assert json.loads(out.splitlines()[-1])["done"] == 3
+        size = job.image(0).stat().st_size
+        assert max(web.requests) < size
+        job.image(2).unlink()
+        run = started(job)
+        out, said = run.communicate(timeout=60)
+        assert run.returncode == 2
+        assert f"cannot look at {addresses[2]}: it does not exist" in said
+    job.write(output="others/{stem}.zarr")
+    job.file.write_text(job.file.read_text().replace("scenes/**/*.tif", "scenes/**/s[01].tif"))
+    subprocess.run(command(job), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    for i in range(2):
+        there, here = (pixels(job.folder / folder / f"s{i}.zarr") for folder in ("masks", "others"))
+        assert there == here
 
 
 @pytest.mark.chaos
