@@ -1,4 +1,4 @@
-"""Nights on an object store: a real S3 server (moto), the command line, real Ray."""
+"""Nights on an object store, with and without rights: a real S3 server (moto), the command line, real Ray."""
 
 from __future__ import annotations
 
@@ -40,14 +40,18 @@ workers = 2
 class Bucket:
     """The server, and how commands reach it."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoint: str, rules: Path) -> None:
+        self.endpoint, self.rules = endpoint, rules
         secrets = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         region = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
         self.environment = {**os.environ, "AWS_ENDPOINT_URL": endpoint, **secrets, **region}
 
-    def put(self, key: str, data: bytes | None = None) -> None:
-        request = urllib.request.Request(f"{self.endpoint}/bucket{key}", data=data, method="PUT")
+    def refuse(self, *rules: str) -> None:
+        """From now on, these and nothing else: see refusing_s3.py."""
+        self.rules.write_text("\n".join(rules))
+
+    def put(self, key: str, data: bytes | None = None, method: str = "PUT") -> None:
+        request = urllib.request.Request(f"{self.endpoint}/bucket{key}", data=data, method=method)
         request.add_header("Content-Type", "application/octet-stream")  # or the server takes it for a form
         credential = "test/20260101/us-east-1/s3/aws4_request"  # it checks no signature, but asks for one
         signature = f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0"
@@ -91,22 +95,21 @@ def bucket(tmp_path: Path) -> Iterator[Bucket]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    rules = tmp_path / "refused"
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        [sys.executable, str(Path(__file__).with_name("refusing_s3.py")), str(port), str(rules)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        made = Bucket(f"http://127.0.0.1:{port}")
+        made = Bucket(f"http://127.0.0.1:{port}", rules)
+        made.refuse()
         for _ in range(300):
             try:
                 made.put("")
                 break
             except OSError:
                 time.sleep(0.1)
-        for i in range(IMAGES):
-            save_image(tmp_path / "i.tif", i)
-            made.put(f"/scenes/day{i % 2}/s{i}.tif", (tmp_path / "i.tif").read_bytes())
         save_unet(tmp_path / "unet.safetensors", 0)
         made.put("/models/unet.safetensors", (tmp_path / "unet.safetensors").read_bytes())
         yield made
@@ -115,7 +118,14 @@ def bucket(tmp_path: Path) -> Iterator[Bucket]:
         server.wait()
 
 
+def fill(bucket: Bucket, tmp_path: Path, count: int = IMAGES) -> None:
+    for i in range(count):
+        save_image(tmp_path / "i.tif", i)
+        bucket.put(f"/scenes/day{i % 2}/s{i}.tif", (tmp_path / "i.tif").read_bytes())
+
+
 def test_night_after_night(bucket: Bucket, tmp_path: Path) -> None:
+    fill(bucket, tmp_path)
     job = tmp_path / "job.toml"
     job.write_text(JOB.format(folder="masks", images="**/*.tif"))
     whole = (tmp_path / "i.tif").read_bytes()
@@ -143,6 +153,7 @@ def test_night_after_night(bucket: Bucket, tmp_path: Path) -> None:
 
 
 def test_killed_in_the_middle_the_rerun_gives_the_same_bytes(bucket: Bucket, tmp_path: Path) -> None:
+    fill(bucket, tmp_path)
     job, other = tmp_path / "job.toml", tmp_path / "other.toml"
     few = "day1/s1*.tif"  # of the forty: s1, s11, s13 … s19
     job.write_text(JOB.format(folder="masks", images=few))
@@ -161,3 +172,49 @@ def test_killed_in_the_middle_the_rerun_gives_the_same_bytes(bucket: Bucket, tmp
         for folder in ("masks", "others")
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (["LIST /bucket/scenes"], "cannot list s3://bucket/scenes/**/*.tif: no right to"),
+        (["GET /bucket/scenes/", "HEAD /bucket/scenes/"], "s3://bucket/scenes/day1/s1.tif: no right to"),
+        (["GET /bucket/models/", "HEAD /bucket/models/"], "s3://bucket/models/unet.safetensors: no right to"),
+        (["GET /bucket/masks/", "HEAD /bucket/masks/"], "nightly/ledger.json: no right to"),
+        (["PUT /bucket/masks/"], "[output] path: cannot write s3://bucket/masks/"),
+        (["PUT /bucket/masks/.raysegment/"], "[ledger] path: cannot write"),
+    ],
+)  # fmt: skip
+def test_without_a_right_it_says_which_before_any_work(
+    bucket: Bucket, tmp_path: Path, rules: list[str], said: str
+) -> None:
+    fill(bucket, tmp_path, count=2)
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.format(folder="masks", images="**/*.tif"))
+    bucket.refuse(*rules)
+    assert said in refused(bucket, job)
+    bucket.refuse()
+    assert bucket.files("masks") == {}
+    if "s1.tif" in said:  # of one image alone, it is that image's
+        bucket.refuse("GET /bucket/scenes/day0/s0.tif", "HEAD /bucket/scenes/day0/s0.tif")
+        assert bucket.night(job, code=3)["done"] == 1
+        bucket.refuse()
+        night = bucket.night(job)  # it is tried again by itself: it was not the image that failed
+        assert (night["done"], night["skipped"]) == (1, 1)
+
+
+def test_a_model_that_vanished_is_one_line(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put("/models/unet.safetensors", method="DELETE")
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.format(folder="masks", images="**/*.tif"))
+    assert "cannot read s3://bucket/models/unet.safetensors: it does not exist" in refused(bucket, job)
+
+
+def refused(bucket: Bucket, job: Path) -> str:
+    """The one line that a run which exits 2 says."""
+    run = bucket.start(job)
+    out, said = run.communicate(timeout=120)
+    assert run.returncode == 2, said
+    assert json.loads(out)["exit_code"] == 2
+    (line,) = said.splitlines()
+    return line

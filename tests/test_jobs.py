@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trained
 from head import Head
@@ -96,6 +98,27 @@ def test_infer_as_a_driver(head: Head, data: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "token" in one_line(refused)
     assert time.monotonic() - began < 30
+
+
+def test_a_driver_on_the_network_and_a_cluster_open_to_strangers(
+    head: Head, data: Path, tmp_path: Path
+) -> None:
+    found = [a.address for card in psutil.net_if_addrs().values() for a in card if a.family is socket.AF_INET]
+    here = next((address for address in found if not address.startswith("127.")), None)
+    if here is None:
+        pytest.skip("this machine has no network: it can only be reached at loopback")
+    guarded = head.run(*infer(data, 1, tmp_path / "a.zarr"), "--address", f"{here}:{head.port}")
+    assert guarded.returncode == 0, guarded.stderr
+    cluster = Head(asks_for_token=False)
+    try:
+        cluster.start()
+        command = [*infer(data, 1, tmp_path / "b.zarr"), "--address", f"{here}:{cluster.port}"]
+        refused = cluster.run(*command)
+        assert refused.returncode == 2
+        assert f"{here}:{cluster.port} asks for no token: anyone who reaches it" in one_line(refused)
+        assert not (tmp_path / "b.zarr").exists()
+    finally:
+        cluster.stop()
 
 
 def test_train_detached_followed_left_and_stopped(head: Head, data: Path, tmp_path: Path) -> None:

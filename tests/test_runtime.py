@@ -8,11 +8,13 @@ import shlex
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 from raysegment.cli import remote
 from raysegment.cli.app import app
 from raysegment.errors import JobError, UsageError
+from raysegment.runtime import connected as connecting
 from raysegment.runtime import follow as following
 from raysegment.runtime import parcel as packing
 from raysegment.runtime.address import Address, undisturbed, where
@@ -28,7 +31,7 @@ from raysegment.runtime.connected import fitted
 from raysegment.runtime.follow import Log, follow
 from raysegment.runtime.jobs import JobState, Unreachable
 from raysegment.runtime.parcel import Parcel, forwarded, is_shared
-from raysegment.runtime.security import exposure, find_token, refuse_exposure, refuse_secrets
+from raysegment.runtime.security import exposure, find_token, refuse_exposure, refuse_open, refuse_secrets
 from raysegment.runtime.submission import submit
 from raysegment.runtime.survey import survey
 
@@ -147,6 +150,73 @@ def test_who_is_refused(dashboard: tuple[str, dict[str, Any]]) -> None:
         else:
             with pytest.raises(UsageError, match=refused):
                 refuse_exposure(address, seen, is_allowed=False, sends_code=code)
+
+
+@pytest.mark.parametrize("code", [None, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED])
+def test_a_port_that_answers_strangers(code: grpc.StatusCode | None) -> None:
+    """Of Ray's own port, HOST:6379, a double."""
+
+    class Ray(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            if details.method != "/ray.rpc.NodeInfoGcsService/CheckAlive":
+                return None
+
+            def answer(_: bytes, context: Any) -> bytes:
+                if code is not None:
+                    context.abort(code, "no")
+                return b""
+
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Ray()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        if code is not None:
+            refuse_open(where(f"127.0.0.1:{port}"))
+        else:
+            with pytest.raises(UsageError, match=rf":{port} asks for no token: .* or pass --allow-insecure"):
+                refuse_open(where(f"127.0.0.1:{port}"))
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize(
+    ("address", "allow_insecure", "is_job", "is_asked"),
+    [
+        ("10.0.0.1:6379", False, False, True),
+        ("10.0.0.1:6379", True, False, False),
+        ("10.0.0.1:6379", False, True, False),  # it was asked when the job was submitted
+        ("127.0.0.1:6379", False, False, False),
+        ("auto", False, False, False),
+    ],
+)
+def test_which_clusters_are_asked_for_a_token(
+    address: str, allow_insecure: bool, is_job: bool, is_asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused(Exception):
+        pass
+
+    class Let(Exception):
+        pass
+
+    def end_with(error: type[Exception]) -> Any:
+        def end(*_: Any) -> None:
+            raise error
+
+        return end
+
+    if is_job:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setattr(connecting, "reach", lambda _: None)
+    monkeypatch.setattr(connecting, "refuse_open", end_with(Refused))
+    monkeypatch.setattr(connecting, "use_token", end_with(Let))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    with (
+        pytest.raises(Refused if is_asked else Let),
+        connecting.connected(where(address), allow_insecure=allow_insecure),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def perform(
         return function(**values)
     from raysegment.runtime.connected import check_shared, connected
 
-    with connected(address):
+    with connected(address, allow_insecure=shared["allow_insecure"]):
         inner = places_in(values[places.job_file]) if places.job_file is not None else []
         read = [path for name in (*places.carried, *places.read) for path in _paths(values[name])]
         written = [path for name in places.written for path in _paths(values[name])]

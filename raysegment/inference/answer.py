@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from raysegment import console
-from raysegment.errors import RaysegmentError, StorageError, WorkError
+from raysegment.errors import RaysegmentError, WorkError
 from raysegment.hardware import peak_memory
+from raysegment.storage.objects import is_passing
 
 Row = dict[str, Any]
 
@@ -21,7 +22,7 @@ def reported(work: Callable[..., Row], **row: int) -> Row:
     try:
         answer = work(**row)
     except RaysegmentError as e:
-        error, passing = str(e), isinstance(e, StorageError)
+        error, passing = str(e), is_passing(e)
     except OSError as e:  # a disk or a store that fails: the place is what helps
         of_place = True
         error, trace = f"{e.filename}: {e.strerror}" if e.filename else str(e), traceback.format_exc()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raysegment import console
-from raysegment.errors import InputError, RaysegmentError, StorageError, UsageError, WorkError
+from raysegment.errors import InputError, RaysegmentError, UsageError, WorkError
 from raysegment.inference.image import Image
 from raysegment.inference.job import Job, check_space
 from raysegment.inference.plan import ImagePlan, Plan
@@ -14,6 +14,7 @@ from raysegment.inference.request import choose_tile
 from raysegment.inference.resolve import copy_dear_sources, draft, is_dear, measured_plan, planned
 from raysegment.mask.store import finished
 from raysegment.storage import location
+from raysegment.storage.objects import is_passing
 
 if TYPE_CHECKING:
     from raysegment.inference.auto import Measured
@@ -99,7 +100,7 @@ class Joining:
                 if image.foreground is not None:
                     self.scratch.save_foreground(first + len(new), image.foreground)
             except RaysegmentError as e:
-                self.fail(at, str(e), isinstance(e, StorageError))
+                self.fail(at, str(e), is_passing(e))
             else:
                 new[at] = one
         return new
@@ -123,7 +124,7 @@ class Joining:
             ordered = tuple(by_output[i.output] for i in images)
             return settled.model_copy(update={"images": ordered}), measured
         for at, error in reasons.items():
-            self.fail(at, str(error), isinstance(error, StorageError))
+            self.fail(at, str(error), is_passing(error))
         return None
 
     def _warn_of_space(self, plan: Plan, first: int) -> None:

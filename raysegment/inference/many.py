@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from raysegment.errors import OutputExistsError, RaysegmentError, StorageError, WorkError
+from raysegment.errors import OutputExistsError, RaysegmentError, WorkError
 from raysegment.inference.finish import InferredImage, finish_image
 from raysegment.inference.image import Image
 from raysegment.inference.job import Job
@@ -26,6 +26,7 @@ from raysegment.mask.outputs import side_path
 from raysegment.mask.store import finished
 from raysegment.runtime import cluster
 from raysegment.storage import Location
+from raysegment.storage.objects import is_passing
 
 if TYPE_CHECKING:
     from raysegment.inference.flow import Clock, Tally
@@ -107,7 +108,7 @@ class _Run:
         try:
             for at, image in enumerate(pool.map(opened, images)):
                 if isinstance(image, Exception):
-                    self.told.failed(at, str(image), isinstance(image, StorageError))
+                    self.told.failed(at, str(image), is_passing(image))
                 else:
                     self.todo[at] = image
                     self._look(at, image)

@@ -6,23 +6,26 @@ import functools
 import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raysegment.errors import InputError, StorageError
+from raysegment.errors import InputError, RaysegmentError, StorageError
 from raysegment.inference.sources import stem_of
 from raysegment.nightly.job import JobFile
 from raysegment.raster.identity import path_identity
 from raysegment.storage import Url, is_url, location
-from raysegment.storage.objects import before_work, has_magic
+from raysegment.storage.objects import before_work, has_magic, is_passing
 from raysegment.storage.remote import remote
 
 #: What counts as an image where a whole folder is named.
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".png", ".jpg", ".jpeg", ".zarr")
+#: Images that a storage must refuse before it is taken to refuse all that lie there.
+_REFUSED = 4
 _ZARR = ("zarr.json", ".zgroup", ".zarray")
 _TAGS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified")
 _TIMES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created")
@@ -68,6 +71,33 @@ def discover(job: JobFile) -> list[Found]:
             for one in _matches(job.place(pattern)):
                 found.setdefault(one.source, one)
     return [found[source] for source in sorted(found)]
+
+
+def check_readable(images: Iterable[Found]) -> None:
+    """Raise InputError for a place of ``[input] paths`` whose storage lists images and gives none of the first."""
+    by_place: dict[str, list[str]] = defaultdict(list)
+    for one in images:
+        if is_url(one.source):
+            by_place[one.fixed].append(one.source)
+    for sources in by_place.values():
+        refusal = None
+        for source in sources[:_REFUSED]:
+            refusal = _refusal(source)
+            if refusal is None:
+                break
+        if refusal is not None:
+            raise refusal
+
+
+def _refusal(source: str) -> RaysegmentError | None:
+    """Why the storage does not give an image; None where it does, be it an image or not."""
+    from raysegment.raster import open_raster
+
+    try:
+        open_raster(source).close()
+    except RaysegmentError as e:
+        return e if is_passing(e) else None
+    return None
 
 
 def _matches(pattern: str) -> Iterator[Found]:

@@ -12,7 +12,7 @@ from typing import Any
 from raysegment import console
 from raysegment.errors import RaysegmentError, UsageError
 from raysegment.model.file import file_identity, load_spec
-from raysegment.nightly.discovery import discover
+from raysegment.nightly.discovery import check_readable, discover
 from raysegment.nightly.job import JobFile, load_job
 from raysegment.nightly.ledger import Ledger
 from raysegment.nightly.night import Night
@@ -90,6 +90,7 @@ def batch(job: str | Path, *, retry: bool = False) -> BatchResult:
         return _idle(run, ledger, todo)
     from raysegment.storage.lease import hold
 
+    check_readable(found for found, _ in todo.work)
     _check_place(run)
     with hold(ledger.lock) as lease:
         ledger, todo = _look(run, retry)  # the one that held it before may have done it all

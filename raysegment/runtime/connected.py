@@ -16,7 +16,7 @@ from raysegment import console
 from raysegment.errors import UsageError
 from raysegment.runtime.address import Address, reach, undisturbed
 from raysegment.runtime.embedded import OURS, hushed
-from raysegment.runtime.security import find_token, use_token
+from raysegment.runtime.security import find_token, refuse_open, use_token
 
 #: Seconds (tries, one each) for Ray to say yes; by itself it takes 20 to refuse a wrong token.
 _CONNECT_TRIES = "5"
@@ -27,16 +27,20 @@ _FREED_S = 2.0
 
 
 @contextlib.contextmanager
-def connected(address: Address) -> Iterator[None]:
-    """Be a driver of the cluster for the time of the block. Raises UsageError, in seconds, when that cannot be."""
+def connected(address: Address, *, allow_insecure: bool = False) -> Iterator[None]:
+    """Be a driver of the cluster for the time of the block.
+
+    Raises UsageError, in seconds, when that cannot be, and for one on the network that asks for no token, unless
+    `allow_insecure`; a submitted job is in a cluster that was looked at when it was submitted.
+    """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
     reach(address)
-    if not use_token() and address.host is not None and not address.is_loopback:
-        console.warn(
-            f"no Ray token here: if {address.text} asks for none, anyone who reaches it can run code there"
-        )
+    is_near = address.host is None or address.is_loopback
+    if not (is_near or allow_insecure or _is_within_job()):
+        refuse_open(address)
+    use_token()
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", _CONNECT_TRIES)
     with undisturbed(), hushed() as quiet, _mapped(address):
         import ray
@@ -55,9 +59,12 @@ def connected(address: Address) -> Iterator[None]:
 
 def _own_package() -> dict[str, list[str]] | None:
     """This very package for all nodes; None within a submitted job, which brought it along."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        return None
-    return {"py_modules": [str(Path(__file__).parents[1])]}
+    return None if _is_within_job() else {"py_modules": [str(Path(__file__).parents[1])]}
+
+
+def _is_within_job() -> bool:
+    """Whether this process is a submitted job's."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 @contextlib.contextmanager

@@ -117,6 +117,30 @@ def refuse_exposure(address: Address, found: Exposure, *, is_allowed: bool, send
         raise UsageError(f"{address} asks for no token: {_OPEN}, or pass --allow-insecure")
 
 
+def refuse_open(address: Address) -> None:
+    """Raise UsageError for a cluster whose own port, HOST:6379, takes orders from strangers."""
+    if _answers_strangers(address):
+        raise UsageError(
+            f"{address} asks for no token: {_OPEN}, or pass --allow-insecure (in Python: call ray.init() before)"
+        )
+
+
+def _answers_strangers(address: Address) -> bool:
+    """Whether Ray's own port answers a call that shows no token and changes nothing.
+
+    No, too, where what listens is no Ray, or wants TLS: connecting to it will say so.
+    """
+    import grpc
+
+    with grpc.insecure_channel(address.text) as channel:
+        knock = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            knock(b"", timeout=REACH_S)
+        except grpc.RpcError:
+            return False
+    return True
+
+
 def refuse_secrets(words: Iterable[str]) -> None:
     """Raise UsageError for a word that would show a secret to all who see the cluster's dashboard."""
     for word in words:

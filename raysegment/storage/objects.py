@@ -52,6 +52,11 @@ def before_work() -> Iterator[None]:
         raise InputError(str(e)) from e
 
 
+def is_passing(error: Exception) -> bool:
+    """Whether it is a storage's, said by :func:`before_work` or not, and so no statement about what lies there."""
+    return isinstance(error, StorageError) or isinstance(error.__cause__, StorageError)
+
+
 def put(place: Location, data: bytes) -> None:
     """Write a whole file, replacing what is there. Raises OSError naming the file, StorageError."""
     if isinstance(place, Url):
