@@ -117,6 +117,11 @@ def test_a_driver_on_the_network_and_a_cluster_open_to_strangers(
         assert refused.returncode == 2
         assert f"{here}:{cluster.port} asks for no token: anyone who reaches it" in one_line(refused)
         assert not (tmp_path / "b.zarr").exists()
+        let_in = cluster.run(*command, "--allow-insecure")
+        assert let_in.returncode == 0, let_in.stderr
+        near = infer(data, 1, tmp_path / "c.zarr")
+        beside = cluster.run(*near, "--address", f"127.0.0.1:{cluster.port}")
+        assert beside.returncode == 0, beside.stderr
     finally:
         cluster.stop()
 

@@ -26,12 +26,13 @@ from raysegment.errors import JobError, UsageError
 from raysegment.runtime import connected as connecting
 from raysegment.runtime import follow as following
 from raysegment.runtime import parcel as packing
+from raysegment.runtime import security
 from raysegment.runtime.address import Address, undisturbed, where
 from raysegment.runtime.connected import fitted
 from raysegment.runtime.follow import Log, follow
 from raysegment.runtime.jobs import JobState, Unreachable
 from raysegment.runtime.parcel import Parcel, forwarded, is_shared
-from raysegment.runtime.security import exposure, find_token, refuse_exposure, refuse_open, refuse_secrets
+from raysegment.runtime.security import exposure, find_token, present_token, refuse_exposure, refuse_secrets
 from raysegment.runtime.submission import submit
 from raysegment.runtime.survey import survey
 
@@ -172,50 +173,52 @@ def test_a_port_that_answers_strangers(code: grpc.StatusCode | None) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        if code is not None:
-            refuse_open(where(f"127.0.0.1:{port}"))
-        else:
-            with pytest.raises(UsageError, match=rf":{port} asks for no token: .* or pass --allow-insecure"):
-                refuse_open(where(f"127.0.0.1:{port}"))
+        assert security._answers_strangers(where(f"127.0.0.1:{port}")) == (code is None)
     finally:
         server.stop(None).wait()
 
 
 @pytest.mark.parametrize(
-    ("address", "allow_insecure", "is_job", "is_asked"),
+    ("address", "allow_insecure", "mode"),
     [
-        ("10.0.0.1:6379", False, False, True),
-        ("10.0.0.1:6379", True, False, False),
-        ("10.0.0.1:6379", False, True, False),  # it was asked when the job was submitted
-        ("127.0.0.1:6379", False, False, False),
-        ("auto", False, False, False),
+        ("10.0.0.1:6379", False, None),  # refused
+        ("10.0.0.1:6379", True, "disabled"),
+        ("127.0.0.1:6379", False, "disabled"),
+        ("auto", False, "token"),
     ],
 )
-def test_which_clusters_are_asked_for_a_token(
-    address: str, allow_insecure: bool, is_job: bool, is_asked: bool, monkeypatch: pytest.MonkeyPatch
+def test_who_enters_an_open_cluster_and_how(
+    address: str, allow_insecure: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Refused(Exception):
+    monkeypatch.setattr(security, "_answers_strangers", lambda _: True)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    if mode is None:
+        with pytest.raises(
+            UsageError, match=r"10\.0\.0\.1:6379 asks for no token: .* or pass --allow-insecure"
+        ):
+            present_token(where(address), allow_insecure=allow_insecure)
+    else:
+        present_token(where(address), allow_insecure=allow_insecure)
+    assert os.environ.get("RAY_AUTH_MODE") == mode
+
+
+def test_a_job_takes_its_clusters_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked at when the job was submitted."""
+
+    class Entered(Exception):
         pass
 
-    class Let(Exception):
-        pass
+    def entered() -> None:
+        raise Entered
 
-    def end_with(error: type[Exception]) -> Any:
-        def end(*_: Any) -> None:
-            raise error
-
-        return end
-
-    if is_job:
-        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setattr(connecting, "reach", lambda _: None)
-    monkeypatch.setattr(connecting, "refuse_open", end_with(Refused))
-    monkeypatch.setattr(connecting, "use_token", end_with(Let))
+    monkeypatch.setattr(connecting, "use_token", entered)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
-    with (
-        pytest.raises(Refused if is_asked else Let),
-        connecting.connected(where(address), allow_insecure=allow_insecure),
-    ):
+    with pytest.raises(Entered), connecting.connected(where("10.0.0.1:6379")):
         pass
 
 

@@ -16,7 +16,7 @@ from raysegment import console
 from raysegment.errors import UsageError
 from raysegment.runtime.address import Address, reach, undisturbed
 from raysegment.runtime.embedded import OURS, hushed
-from raysegment.runtime.security import find_token, refuse_open, use_token
+from raysegment.runtime.security import find_token, present_token, use_token
 
 #: Seconds (tries, one each) for Ray to say yes; by itself it takes 20 to refuse a wrong token.
 _CONNECT_TRIES = "5"
@@ -37,10 +37,10 @@ def connected(address: Address, *, allow_insecure: bool = False) -> Iterator[Non
         yield
         return
     reach(address)
-    is_near = address.host is None or address.is_loopback
-    if not (is_near or allow_insecure or _is_within_job()):
-        refuse_open(address)
-    use_token()
+    if _is_within_job():
+        use_token()
+    else:
+        present_token(address, allow_insecure=allow_insecure)
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", _CONNECT_TRIES)
     with undisturbed(), hushed() as quiet, _mapped(address):
         import ray

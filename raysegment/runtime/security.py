@@ -117,12 +117,20 @@ def refuse_exposure(address: Address, found: Exposure, *, is_allowed: bool, send
         raise UsageError(f"{address} asks for no token: {_OPEN}, or pass --allow-insecure")
 
 
-def refuse_open(address: Address) -> None:
-    """Raise UsageError for a cluster whose own port, HOST:6379, takes orders from strangers."""
-    if _answers_strangers(address):
+def present_token(address: Address, *, allow_insecure: bool) -> None:
+    """Let Ray show the token there is to a cluster, HOST:6379, that asks for one; call it before Ray is imported.
+
+    Raises UsageError for a cluster on the network that takes orders from strangers, unless that is allowed.
+    """
+    if address.host is None or not _answers_strangers(address):
+        use_token()
+        return
+    if not (address.is_loopback or allow_insecure):
         raise UsageError(
             f"{address} asks for no token: {_OPEN}, or pass --allow-insecure (in Python: call ray.init() before)"
         )
+    if "ray" not in sys.modules:  # a driver with a token would be let in, and its workers would die
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
 def _answers_strangers(address: Address) -> bool:
