@@ -14,8 +14,9 @@ import pytest
 _ROADS = 'class = [{name = "background", range = [0, 127]}, {name = "road", range = [128, 255]}]'
 
 
-def _trained(data: Path, out: Path, *options: str) -> dict[str, Any]:
-    """The scores of a run on the last fifth of the images, whole scenes stitched, without test-time augmentation."""
+def _trained(data: Path, out: Path, *options: str, share: str = "0.2") -> dict[str, Any]:
+    """The scores of a run by default settings on the last `share` of the images: whole scenes, stitched, no test-time
+    augmentation."""
     command = [
         sys.executable,
         "-m",
@@ -25,7 +26,7 @@ def _trained(data: Path, out: Path, *options: str) -> dict[str, Any]:
         "--out",
         str(out),
         "--val",
-        "0.2",
+        share,
         "--json",
     ]
     run = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
@@ -35,24 +36,28 @@ def _trained(data: Path, out: Path, *options: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="seen: accuracy 0.9186, Dice 0.815 after 160 steps in fp32")
 def test_membranes_of_isbi_2012(shared_data: Path, tmp_path: Path) -> None:
-    """Labels moved by one pixel score 0.945 against themselves; the constant answer 0.79."""
-    scores = _trained(shared_data / "isbi2012", tmp_path / "run")
+    """Six slices in a row. Labels moved by one pixel score 0.945 against themselves; the constant answer 0.79."""
+    scores = _trained(shared_data / "isbi2012", tmp_path / "run", share="0.25")
     assert scores["accuracy"] >= 0.92
     assert scores["classes"]["class 0"]["dice"] >= 0.80
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(reason="seen: 0.875 after 240 steps, whose membranes still have gaps")
+def test_cells_of_isbi_2012(shared_data: Path, tmp_path: Path) -> None:
+    scores = _trained(shared_data / "isbi2012", tmp_path / "run", "--metric", "v_rand", share="0.25")
+    assert scores["v_rand"] >= 0.95
+
+
+@pytest.mark.slow
 def test_nuclei_of_dsb_2018(shared_data: Path, tmp_path: Path) -> None:
-    scores = _trained(shared_data / "dsb2018", tmp_path / "run", "--epochs", "3")
+    scores = _trained(shared_data / "dsb2018", tmp_path / "run")
     assert scores["classes"]["class 1"]["dice"] >= 0.86
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="seen: 0.609 after 150 steps in fp32")
 def test_roads_from_the_air(shared_data: Path, tmp_path: Path) -> None:
     (classes := tmp_path / "classes.toml").write_text(_ROADS)
-    options = ("--classes", str(classes), "--epochs", "5")
-    scores = _trained(shared_data / "epfl_roads", tmp_path / "run", *options)
+    scores = _trained(shared_data / "epfl_roads", tmp_path / "run", "--classes", str(classes))
     assert scores["classes"]["road"]["iou"] >= 0.66
