@@ -6,9 +6,13 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from raysegment.training.run import RunFolder
 
 # Ray would write a token into the home folder: a test leaves nothing there.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -36,3 +40,19 @@ def ray_cluster() -> Iterator[None]:
 
     with cluster(4):
         yield
+
+
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small training set, to be read alone."""
+    from trained import make
+
+    return make(tmp_path_factory.mktemp("data") / "discs")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A training on the discs that nothing interrupted, on the disk; to be read alone."""
+    from trained import run_here
+
+    return run_here(discs, tmp_path_factory.mktemp("undisturbed") / "run")

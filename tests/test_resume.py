@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import trained
-from trained import Killed, checkpoint_always, kill_after, make, run_here, weights
+from trained import Killed, checkpoint_always, kill_after, run_here, weights
 
 from raysegment.training import keeper, loop
 from raysegment.training.parallel import Stopped
@@ -24,29 +24,18 @@ from raysegment.training.run import RunFolder
 from raysegment.training.validate import Validator
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("data") / "discs")
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """An undisturbed run."""
-    return run_here(data, tmp_path_factory.mktemp("whole") / "run")
-
-
 @pytest.mark.parametrize("killed_at", [3, 4, 9])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+    discs: Path, undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     with monkeypatch.context() as patched:
         kill_after(patched, killed_at)
         with pytest.raises(Killed):
-            run_here(data, tmp_path / "broken")
+            run_here(discs, tmp_path / "broken")
     torch.rand(7)  # the generator stands elsewhere in another process
-    resumed = run_here(data, tmp_path / "broken")
-    _assert_same(whole, resumed)
-    assert [line["step"] for line in _told(whole)] == [4, 8, 12]
+    resumed = run_here(discs, tmp_path / "broken")
+    _assert_same(undisturbed, resumed)
+    assert [line["step"] for line in _told(undisturbed)] == [4, 8, 12]
 
 
 def _assert_same(first: RunFolder, second: RunFolder) -> None:
@@ -68,7 +57,7 @@ def _told(run: RunFolder) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("at", ["_end_epoch", "_finish"])
 def test_an_epoch_that_was_killed_before_its_scores_is_scored(
-    data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    discs: Path, undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     def die(*_: Any) -> None:
         raise Killed
@@ -77,31 +66,31 @@ def test_an_epoch_that_was_killed_before_its_scores_is_scored(
         checkpoint_always(patched)
         patched.setattr(loop._Worker, at, die)
         with pytest.raises(Killed):
-            run_here(data, tmp_path / "broken")
+            run_here(discs, tmp_path / "broken")
     assert _standing(RunFolder(tmp_path / "broken"))["step"] == (4 if at == "_end_epoch" else 12)
-    _assert_same(whole, run_here(data, tmp_path / "broken"))
+    _assert_same(undisturbed, run_here(discs, tmp_path / "broken"))
 
 
 def _standing(run: RunFolder) -> dict[str, Any]:
     return torch.load(run.state, weights_only=True)["standing"]
 
 
-def _start(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def _start(discs: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     """The same run in a process of its own, with a checkpoint after every step."""
-    command = [sys.executable, str(Path(trained.__file__)), str(data), str(out), *more]
+    command = [sys.executable, str(Path(trained.__file__)), str(discs), str(out), *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.chaos
 def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(
-    data: Path, whole: RunFolder, tmp_path: Path
+    discs: Path, undisturbed: RunFolder, tmp_path: Path
 ) -> None:
     """SIGKILL to its process, again and again, whatever it is doing."""
     seed = random.randrange(2**32)
     print("seed", seed)  # seen when this fails
     draw, run, kills = random.Random(seed), RunFolder(tmp_path / "run"), 0
     while "result" not in (run.read_record() or {}):
-        process = _start(data, run.root)
+        process = _start(discs, run.root)
         deadline = time.monotonic() + 60
         while process.poll() is None and not run.progress.exists():
             assert time.monotonic() < deadline
@@ -113,29 +102,29 @@ def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(
         kills += 1
         run.progress.unlink(missing_ok=True)
     assert kills > 1
-    _assert_same(whole, run)
+    _assert_same(undisturbed, run)
 
 
 def test_a_full_disk_is_one_line_and_what_was_trained_is_kept(
-    data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    discs: Path, undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunFolder(tmp_path / "run")
     with monkeypatch.context() as patched:
         kill_after(patched, 6)
         with pytest.raises(Killed):
-            run_here(data, run.root)
+            run_here(discs, run.root)
     before = run.state.read_bytes()
-    process = _start(data, run.root, str(len(before) // 2))
+    process = _start(discs, run.root, str(len(before) // 2))
     _, told = process.communicate(timeout=120)
     assert process.returncode == 1
     assert told.splitlines()[-1].endswith("Stopped: cannot write to " + str(run.root) + ": File too large")
     assert run.state.read_bytes() == before
     assert not list(run.root.rglob("*.tmp"))
-    _assert_same(whole, run_here(data, run.root))
+    _assert_same(undisturbed, run_here(discs, run.root))
 
 
 def test_a_run_that_is_stopped_writes_where_it_stands(
-    data: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    discs: Path, undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "_PROGRESS_EVERY_S", 0.0)
     run = RunFolder(tmp_path / "run")
@@ -149,14 +138,14 @@ def test_a_run_that_is_stopped_writes_where_it_stands(
     with monkeypatch.context() as patched:
         patched.setattr(loop._Worker, "_step", stopped_at_six)
         with pytest.raises(Stopped, match="stopped by the process that started it"):
-            run_here(data, run.root)
+            run_here(discs, run.root)
     assert _standing(run)["step"] == 6
     run.stop.unlink()
-    _assert_same(whole, run_here(data, run.root))
+    _assert_same(undisturbed, run_here(discs, run.root))
 
 
 def test_before_a_node_leaves_there_is_a_checkpoint(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "_LOOK_EVERY_S", 0.0)
     seen: list[int] = []
@@ -168,27 +157,27 @@ def test_before_a_node_leaves_there_is_a_checkpoint(
         return True
 
     monkeypatch.setattr(trained, "work", functools.partial(loop.work, is_leaving=is_leaving))
-    run_here(data, run.root, epochs=1)
+    run_here(discs, run.root, epochs=1)
     assert seen == [0, 1, 2, 3]
 
 
 def test_as_many_checkpoints_as_asked_are_kept_and_any_can_be_gone_on_from(
-    data: Path, whole: RunFolder, tmp_path: Path
+    discs: Path, undisturbed: RunFolder, tmp_path: Path
 ) -> None:
-    assert not whole.checkpoints.exists()
-    run = run_here(data, tmp_path / "run", keep=2)
+    assert not undisturbed.checkpoints.exists()
+    run = run_here(discs, tmp_path / "run", keep=2)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000008.pt", "step-00000012.pt"]
     assert (run.checkpoints / "step-00000012.pt").read_bytes() == run.state.read_bytes()
     first = {name: value.clone() for name, value in weights(run).items()}
     shutil.copy(run.checkpoints / "step-00000008.pt", run.state)
-    run_here(data, run.root, keep=2)
-    _assert_same(whole, run)
+    run_here(discs, run.root, keep=2)
+    _assert_same(undisturbed, run)
     assert all(torch.equal(value, weights(run)[name]) for name, value in first.items())
 
 
 @pytest.mark.parametrize("killed_at", [None, 14])
 def test_a_run_ends_after_epochs_without_a_better_score(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int | None
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int | None
 ) -> None:
     end, scores = loop._Worker._end_epoch, Validator.after_epoch
     values, step = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.7, 5: 0.9}, [0]
@@ -207,11 +196,11 @@ def test_a_run_ends_after_epochs_without_a_better_score(
         with monkeypatch.context() as patched:
             kill_after(patched, killed_at)
             with pytest.raises(Killed):
-                run_here(data, tmp_path / "run", **options)
-    record = run_here(data, tmp_path / "run", **options).read_record()
+                run_here(discs, tmp_path / "run", **options)
+    record = run_here(discs, tmp_path / "run", **options).read_record()
     assert record is not None
     assert record["result"]["best"] == {"epoch": 2, "mean_iou": 0.7}
     assert (record["result"]["epochs"], record["result"]["steps"]) == (4, 16)
-    patient = run_here(data, tmp_path / "patient", **{**options, "early_stop": 3}).read_record()
+    patient = run_here(discs, tmp_path / "patient", **{**options, "early_stop": 3}).read_record()
     assert patient is not None
     assert patient["result"]["best"] == {"epoch": 5, "mean_iou": 0.9}

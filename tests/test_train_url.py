@@ -17,7 +17,7 @@ import pytest
 import torch
 from test_forms import _FORMS, _SIZE, _TWO, _csv, _files, _pixels
 from test_url_infer import Bucket, bucket  # noqa: F401
-from trained import Killed, kill_after, make, run_here, weights
+from trained import Killed, kill_after, run_here, weights
 from web import serve
 
 from raysegment.errors import InputError, LockedError, UsageError
@@ -37,17 +37,6 @@ from raysegment.training.windows import WindowReader
 def memory() -> Iterator[Location]:
     yield location("memory://training")
     remove(location("memory://training"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("data") / "discs")
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """An undisturbed run on the disk."""
-    return run_here(data, tmp_path_factory.mktemp("whole") / "run")
 
 
 def _copied(root: Path, place: Location) -> None:
@@ -129,14 +118,14 @@ def test_rows_beside_and_above_a_manifest_at_a_url(tmp_path: Path, memory: Locat
 
 @pytest.mark.parametrize("killed_at", [3, 9])
 def test_a_run_at_a_url_goes_on_to_the_bit(
-    data: Path, whole: RunFolder, memory: Location, monkeypatch: pytest.MonkeyPatch, killed_at: int
+    discs: Path, undisturbed: RunFolder, memory: Location, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     with monkeypatch.context() as patched:
         kill_after(patched, killed_at)
         with pytest.raises(Killed):
-            run_here(data, memory / "run")
-    run = run_here(data, memory / "run")
-    _assert_same(whole, run)
+            run_here(discs, memory / "run")
+    run = run_here(discs, memory / "run")
+    _assert_same(undisturbed, run)
     held = set(entries(memory / "run"))
     assert held >= {
         "model.safetensors", "metrics.jsonl", "run.json", "report.html", "last/state.pt"
@@ -158,7 +147,7 @@ def _assert_same(first: RunFolder, second: RunFolder) -> None:
 
 
 def test_a_run_at_a_url_is_locked_and_keeps_as_many_checkpoints_as_asked(
-    data: Path, memory: Location, monkeypatch: pytest.MonkeyPatch
+    discs: Path, memory: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_POLL_S", 0.1)
     run = RunFolder(memory / "run")
@@ -168,7 +157,7 @@ def test_a_run_at_a_url_is_locked_and_keeps_as_many_checkpoints_as_asked(
         run.locked(),
     ):
         pass
-    run_here(data, memory / "run", keep=2, sampling="balanced")
+    run_here(discs, memory / "run", keep=2, sampling="balanced")
     assert sorted(entries(run.checkpoints)) == ["step-00000008.pt", "step-00000012.pt"]
     assert run.class_index.is_file()
     with pytest.raises(InputError, match=r"--resume: memory://training/run holds a run with other data"):
@@ -176,7 +165,7 @@ def test_a_run_at_a_url_is_locked_and_keeps_as_many_checkpoints_as_asked(
 
 
 def test_storage_that_fails_in_the_middle_is_one_line_and_what_was_trained_is_kept(
-    data: Path, whole: RunFolder, memory: Location, monkeypatch: pytest.MonkeyPatch
+    discs: Path, undisturbed: RunFolder, memory: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs: Any = remote(location("memory://x")).fs
     write, left = type(fs).pipe_file, [14]
@@ -190,21 +179,21 @@ def test_storage_that_fails_in_the_middle_is_one_line_and_what_was_trained_is_ke
     with monkeypatch.context() as patched:
         patched.setattr(type(fs), "pipe_file", refuse)
         with pytest.raises(Stopped, match=r"^cannot write memory://training/run/\S+: no right to, .*here$"):
-            run_here(data, memory / "run")
+            run_here(discs, memory / "run")
     assert (memory / "run" / "last" / "state.pt").is_file()
-    _assert_same(whole, run_here(data, memory / "run"))
+    _assert_same(undisturbed, run_here(discs, memory / "run"))
 
 
-def test_where_nothing_can_be_written_is_said_before_work(data: Path) -> None:
+def test_where_nothing_can_be_written_is_said_before_work(discs: Path) -> None:
     with pytest.raises(UsageError, match=r"--out: https:// can only be read: give a path, s3:// or gs://"):
-        train(data, out="https://host/run")
+        train(discs, out="https://host/run")
 
 
 @pytest.mark.ray
-def test_a_bucket_without_rights_is_one_line(data: Path, tmp_path: Path) -> None:
+def test_a_bucket_without_rights_is_one_line(discs: Path, tmp_path: Path) -> None:
     with serve(tmp_path) as web:
         web.failures = [403] * 1000
-        code, answer, _ = Bucket(web.url).run("train", str(data), "--out", "s3://secret/run")
+        code, answer, _ = Bucket(web.url).run("train", str(discs), "--out", "s3://secret/run")
         assert code == 2
         assert "--out: cannot write s3://secret/run/" in answer["error"]
         assert "no right to" in answer["error"]
@@ -217,12 +206,12 @@ def test_a_bucket_without_rights_is_one_line(data: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_in_a_bucket_that_is_killed_ends_with_the_bytes_of_an_undisturbed_one(
-    data: Path,
+    discs: Path,
     bucket: Bucket,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    for name in entries(data):
-        bucket.ask("PUT", f"/discs/{name}", (data / name).read_bytes())
+    for name in entries(discs):
+        bucket.ask("PUT", f"/discs/{name}", (discs / name).read_bytes())
     command = ["train", "s3://scenes/discs", "--epochs", "4", "--steps-per-epoch", "40", "--lr", "0.01",
                "--base-width", "4", "--depth", "2", "--tile", "32", "--batch-size", "4", "--workers", "2"]  # fmt: skip
     code, _, talk = bucket.run(*command, "--out", str(tmp_path / "run"))
