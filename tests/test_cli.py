@@ -317,6 +317,11 @@ def test_the_script_says_what_the_runner_says() -> None:
     assert json.loads(result.stdout)["exit_code"] == 2
 
 
+def _hear_interrupts() -> None:
+    """A shell starts what it runs in the background deaf to them, and children take that over."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_process_that_is_interrupted_exits_with_130(sent: signal.Signals) -> None:
     code = (
@@ -331,7 +336,12 @@ def test_a_real_process_that_is_interrupted_exits_with_130(sent: signal.Signals)
         "app(['idle', '--json'])"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=_hear_interrupts,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
