@@ -281,8 +281,8 @@ def test_what_one_worker_cannot_read_stops_all_with_its_words(
     shutil.copytree(data, folder)
     survey = prepare
 
-    def overlook(asked: Any) -> dict[str, Any]:
-        record = survey(asked)
+    def overlook(asked: Any, gpus: int) -> dict[str, Any]:
+        record = survey(asked, gpus)
         mask = np.array(Image.open(folder / "masks" / "2.png"))
         mask[mask == 255] = 77
         Image.fromarray(mask).save(folder / "masks" / "2.png")
@@ -381,7 +381,8 @@ def test_a_nodes_death_does_not_show(
     assert len(list((tmp_path / "run" / "events").iterdir())) == 2  # one file per start: it was started again
     alone = run_here(data, tmp_path / "alone", **options)
     ours, theirs = (_losses(r) for r in (alone, RunFolder(tmp_path / "run")))
-    assert theirs[:2] == pytest.approx(ours[:2], rel=1e-2)  # as above, not later: float32 rounds
+    alike = 2 if action == "kill" else 1  # epochs, of 20 steps or 200: as above, not later: float32 rounds
+    assert theirs[:alike] == pytest.approx(ours[:alike], rel=1e-2)
     assert result["metrics"]["mean_iou"] > 0.9
 
 
