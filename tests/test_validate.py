@@ -280,22 +280,46 @@ def test_a_class_that_validation_lacks_keeps_its_odds() -> None:
 def test_without_a_pixel_that_counts_thresholds_stay_equal() -> None:
     nothing = np.empty((0, 2), np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
     assert choose(*nothing, Metric("mean_iou"), _TWO) is None
-    tried = for_membranes(2, 1)
-    assert best_for_membranes(tried, np.zeros((len(tried), 3), np.int64)) is None
+    assert for_membranes(*nothing[:2], 1) == [(0.5, 0.5)]
+    assert best_for_membranes([(0.9, 0.1), (0.8, 0.2)], np.zeros((2, 3), np.int64)) is None
+
+
+@pytest.mark.parametrize(("membrane", "power"), [(0, 1.0), (2, 0.2), (2, 6.0)])
+def test_thresholds_for_membranes_go_by_the_pixels_that_become_membranes(membrane: int, power: float) -> None:
+    """However timid or bold the network: from half their true share to three times it, equal thresholds among them."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([1, 2, 1], 40_000).astype(np.float64) ** power
+    p /= p.sum(axis=1, keepdims=True)
+    truth = np.where(rng.random(40_000) < 0.2, membrane, 1)
+    tried = for_membranes(p.astype(np.float32), truth, membrane)
+    shares = [((p / theta).argmax(axis=1) == membrane).mean() for theta in tried]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(0.1, abs=0.005)
+    assert shares[-1] == pytest.approx(0.6, abs=0.01)
+    assert len(tried) == 22
+    assert len(for_membranes(p.astype(np.float32), truth, membrane, few=True)) == 12
+    assert any(theta == pytest.approx((1 / 3,) * 3) for theta in tried)
+    assert all(len({round(theta[c], 12) for c in range(3) if c != membrane}) == 1 for theta in tried)
+
+
+def test_a_network_without_a_doubt_is_tried_at_few_thresholds() -> None:
+    truth = np.arange(1000) % 4 == 0
+    p = np.column_stack([~truth, truth]).astype(np.float32)
+    tried = for_membranes(p, truth.astype(np.int64), 1)
+    assert (0.5, 0.5) in tried
+    assert len(tried) <= 3
+    assert for_membranes(p, np.zeros(1000, np.int64), 1) == [(0.5, 0.5)]  # no membrane to go by
 
 
 def test_of_thresholds_that_are_as_good_the_middle_is_taken() -> None:
-    tried = for_membranes(2, 0)
-    assert tried[len(tried) // 2] == (0.5, 0.5)
-    assert [t[0] for t in tried] == sorted((t[0] for t in tried), reverse=True)  # ever more membranes
+    tried = [(1 - t, t) for t in np.linspace(0.9, 0.1, 9).round(3).tolist()]
 
     def pairs(scores: list[float]) -> np.ndarray:
         return np.array([[round(1e6 * s), 10**6, 10**6] for s in scores])
 
-    plateau = [0.5] * 4 + [0.9] * 5 + [0.6] * 8
-    assert best_for_membranes(tried, pairs(plateau)) == tried[6]
-    assert best_for_membranes(tried, pairs([0.5] * 8 + [0.9] + [0.6] * 8)) is None
-    assert best_for_membranes(tried, pairs([0.9] + [0.5] * 15 + [0.9005])) == tried[16]
+    assert best_for_membranes(tried, pairs([0.5] * 4 + [0.9] * 3 + [0.6] * 2)) == tried[5]
+    assert best_for_membranes(tried, pairs([0.5] * 4 + [0.9] + [0.6] * 4)) is None
+    assert best_for_membranes(tried, pairs([0.9] + [0.5] * 7 + [0.9005])) == tried[8]
 
 
 def test_v_rand_has_its_own_thresholds(tmp_path: Path) -> None:

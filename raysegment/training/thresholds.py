@@ -22,9 +22,13 @@ _MOST_LOSS = 0.02
 #: Factors tried on the odds of one class, and rounds over the classes.
 _FACTORS = np.exp(np.linspace(-3, 3, 61))
 _ROUNDS = 2
-#: Factors tried on the odds of membranes: each costs finding all cells anew. The few are for an epoch's score.
-_MEMBRANE_FACTORS = np.exp(np.linspace(-4, 4, 17))
-_FEW_FACTORS = np.exp(np.linspace(-4, 4, 9))
+#: Shares of the pixels to call membranes, in units of their true share. Each costs finding all cells anew; membranes
+#: that close are mostly about twice as wide as true ones.
+_MEMBRANES = np.linspace(0.5, 3.0, 21)
+#: … and for an epoch's score.
+_FEW_MEMBRANES = np.linspace(0.5, 3.0, 11)
+#: No more of the pixels than this are called membranes, and their odds are not changed by more than this factor.
+_MOST_MEMBRANES, _MOST_ODDS = 0.9, 1e4
 #: V_Rand within this of the best is as good: the middle of those thresholds is taken.
 _AS_GOOD = 0.001
 
@@ -59,10 +63,24 @@ def choose(
     return _theta(weights)
 
 
-def for_membranes(classes: int, membrane: int, *, few: bool = False) -> list[tuple[float, ...]]:
-    """Thresholds θ to try for V_Rand, from the fewest membranes to the most."""
-    weights = np.ones((len(_FEW_FACTORS if few else _MEMBRANE_FACTORS), classes))
-    weights[:, membrane] = _FEW_FACTORS if few else _MEMBRANE_FACTORS
+def for_membranes(
+    probabilities: np.ndarray, truth: np.ndarray, membrane: int, *, few: bool = False
+) -> list[tuple[float, ...]]:
+    """Thresholds θ to try for V_Rand, from the fewest membranes to the most, equal ones among them.
+
+    `probabilities` (m, C) and `truth` (m,) of validation pixels: how timid a network is depends on its loss, so what is
+    tried are shares of the pixels that become membranes.
+    """
+    wanted = (truth == membrane).sum() / max(1, len(truth)) * (_FEW_MEMBRANES if few else _MEMBRANES)
+    wanted = wanted[(wanted > 0) & (wanted <= _MOST_MEMBRANES)]
+    others = np.delete(probabilities, membrane, axis=1).max(axis=1, initial=0)
+    odds = probabilities[:, membrane] / np.maximum(others, np.finfo(np.float32).tiny)
+    factors = [1.0]
+    if len(wanted):
+        least = np.quantile(odds, 1 - wanted).clip(1 / _MOST_ODDS, _MOST_ODDS)
+        factors = sorted({1.0, *(1 / least).tolist()})
+    weights = np.ones((len(factors), probabilities.shape[1]))
+    weights[:, membrane] = factors
     return [_theta(w) for w in weights]
 
 
@@ -73,6 +91,8 @@ def best_for_membranes(tried: Sequence[tuple[float, ...]], pairs: np.ndarray) ->
     """
     scores = np.array([v_rand(p) for p in pairs])
     best = int(scores.argmax())
+    if scores[best] == 0:  # no true cells: nothing is known
+        return None
     as_good = scores >= scores[best] - _AS_GOOD
     first = last = best
     while first > 0 and as_good[first - 1]:

@@ -90,11 +90,13 @@ class Validator:
     def after_epoch(self, module: nn.Module) -> Scores:
         """Scores of a share of the pixels, at equal thresholds; but V_Rand at the best of a few."""
         tile, names = self.spec.tile, self.spec.class_names
-        if tried := self._tried(few=True):
+        if self._membrane is not None:
             area = sum(p.window.area for p in self._pieces)
             affordable = max(1, _VIEWS_PER_EPOCH * tile**2 * len(self._pieces) // area)
-            answers = self._stitched(module, self._mine(spread(self._pieces, affordable)))
-            tally, pairs = self._count(answers, None, tried, False)
+            some = spread(self._pieces, affordable)
+            p, truth, _ = self.sample(module, some)
+            tried = for_membranes(p, truth, self._membrane, few=True)
+            tally, pairs = self._count(self._stitched(module, self._mine(some)), None, tried, False)
             return replace(tally.scores(names), v_rand=max(map(v_rand, pairs)))
         answers = self._windowed(module, self._mine(self.spread_views(_VIEWS_PER_EPOCH)))
         return self._count(answers, None, (), self.metric.needs_outlines)[0].scores(names)
@@ -110,20 +112,28 @@ class Validator:
 
     def thresholds(self, module: nn.Module) -> Thresholds | None:
         """Operating thresholds that are best for the metric on the whole scenes; None where equal ones do."""
-        if tried := self._tried(few=False):
-            answers = self._stitched(module, self._mine(self._pieces))
-            return best_for_membranes(tried, self._count(answers, None, tried, False)[1])
-        return choose(*self.sample(module), self.metric.of_pixels, self.spec.class_names)
+        p, truth, scene = self.sample(module)
+        if self._membrane is None:
+            return choose(p, truth, scene, self.metric.of_pixels, self.spec.class_names)
+        tried = for_membranes(p, truth, self._membrane)
+        answers = self._stitched(module, self._mine(self._pieces))
+        return best_for_membranes(tried, self._count(answers, None, tried, False)[1])
 
-    def sample(self, module: nn.Module) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(probabilities (m, C) float32, truth (m,), scene (m,)) of pixels at equal distances, scene by scene."""
-        area = sum(p.window.area for p in self._pieces)
+    def sample(
+        self, module: nn.Module, some: Sequence[Piece] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(probabilities (m, C) float32, truth (m,), scene (m,)) of pixels at equal distances, piece by piece.
+
+        `some`: the pieces, all by default.
+        """
+        some = self._pieces if some is None else some
+        area = sum(p.window.area for p in some)
         every = math.ceil(area / _KEPT_PX) | 1  # odd: not always the same columns of a width that is even
         classes = len(self.spec.classes)
         rows = [np.empty((0, classes + 2), np.float32)]
         with self._together():
-            places = self.workers.share(len(self._pieces))
-            answers = self._stitched(module, self._mine(self._pieces))
+            places = self.workers.share(len(some))
+            answers = self._stitched(module, self._mine(some))
             for place, (_, sums, truth) in zip(places, answers, strict=True):
                 p = all_planes(sums, classes).reshape(classes, -1)[:, ::every].T / np.float32(ONE)
                 true = truth.reshape(-1)[::every]
@@ -132,7 +142,7 @@ class Validator:
         own = np.concatenate(rows).astype(np.float32)
         found = self.workers.gather(torch.from_numpy(own).to(self.device)).cpu().numpy()
         found = found[np.argsort(found[:, -1], kind="stable")]  # in one order, however many workers there are
-        scene = np.array([p.scene for p in self._pieces])[found[:, -1].astype(np.int64)]
+        scene = np.array([p.scene for p in some])[found[:, -1].astype(np.int64)]
         return found[:, :-2], found[:, -2].astype(np.int64), scene
 
     def rules(self, thresholds: Thresholds | None) -> dict[str, str]:
@@ -148,7 +158,12 @@ class Validator:
 
     @property
     def _chosen_for(self) -> Metric:
-        return self.metric if self._tried(few=True) else self.metric.of_pixels
+        return self.metric.of_pixels if self._membrane is None else self.metric
+
+    @property
+    def _membrane(self) -> int | None:
+        """The class of membranes where the metric is one of cells."""
+        return self.metric.membrane(self.spec.class_names)
 
     @property
     def _pieces(self) -> list[Piece]:
@@ -156,11 +171,6 @@ class Validator:
 
     def _mine(self, items: Sequence[Part]) -> list[Part]:
         return [items[i] for i in self.workers.share(len(items))]
-
-    def _tried(self, *, few: bool) -> list[Thresholds]:
-        """Thresholds to choose from by cells; none where the metric is one of pixels."""
-        membrane = self.metric.membrane(self.spec.class_names)
-        return [] if membrane is None else for_membranes(len(self.spec.classes), membrane, few=few)
 
     def _count(
         self,
@@ -170,7 +180,7 @@ class Validator:
         outlines: bool,
     ) -> tuple[Tally, np.ndarray]:
         """Counts at the thresholds, and the pairs (tried, 3) at each of those tried, of all workers together."""
-        classes, membrane = len(self.spec.classes), self.metric.membrane(self.spec.class_names)
+        classes, membrane = len(self.spec.classes), self._membrane
         tally = Tally(
             len(self.reader.scenes), classes, boundaries=outlines, membrane=None if tried else membrane
         )
