@@ -16,13 +16,14 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raysegment.errors import InputError, first_complaint
 from raysegment.model.spec import Class, Colour, default_classes
+from raysegment.storage import Location, location
+from raysegment.storage.objects import before_work
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,10 +50,11 @@ class ClassMap:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a classes file. Raises InputError naming the file and the key."""
-        path = Path(path)
+        """Read a classes file, at a path or a URL. Raises InputError naming the file and the key."""
+        path = location(path)
         try:
-            found = tomllib.loads(path.read_text(encoding="utf-8"))
+            with before_work():
+                found = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as e:
             raise InputError(f"cannot read the classes file {path}: {e.strerror}") from e
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
@@ -249,7 +251,7 @@ class _File(BaseModel):
     ignore: list[int | _Hex] = Field(default_factory=list)
 
 
-def _coded(path: Path, file: _File) -> tuple[tuple[Class, ...], dict[int, int]]:
+def _coded(path: Location, file: _File) -> tuple[tuple[Class, ...], dict[int, int]]:
     codes: dict[int, int] = {}
     owner: dict[int, str] = {}
     coded: list[tuple[str, Sequence[int | Colour | str], int]]

@@ -20,6 +20,7 @@ from test_url_infer import Bucket, bucket  # noqa: F401
 from trained import Killed, kill_after, run_here, weights
 from web import serve
 
+from raysegment.classes import ClassMap
 from raysegment.errors import InputError, LockedError, UsageError
 from raysegment.geometry import Window
 from raysegment.inspection import inspect
@@ -114,6 +115,19 @@ def test_rows_beside_and_above_a_manifest_at_a_url(tmp_path: Path, memory: Locat
     put(memory / "set.csv", b"image,mask\ndeep/i0.tif,deep/none.png\n")
     with pytest.raises(InputError, match=rf"^{memory}/deep/none\.png does not exist"):
         find_scenes(f"{memory}/set.csv")
+
+
+def test_a_classes_file_at_a_url(tmp_path: Path, memory: Location) -> None:
+    data = _FORMS["csv"](tmp_path / "set", 2)
+    told = b'[[class]]\nname = "ground"\nvalue = 0\n[[class]]\nname = "roof"\nvalues = [1, 255]\n'
+    put(memory / "classes.toml", told)
+    (tmp_path / "classes.toml").write_bytes(told)
+    with serve(tmp_path) as web:
+        for place in (f"{memory}/classes.toml", f"{web.url}/classes.toml", str(tmp_path / "classes.toml")):
+            assert ClassMap.load(place).names == ("ground", "roof")
+            assert [c["name"] for c in inspect(data, classes=place).facts["classes"]] == ["ground", "roof"]
+    with pytest.raises(InputError, match=rf"^cannot read {memory}/none\.toml: it does not exist"):
+        ClassMap.load(f"{memory}/none.toml")
 
 
 @pytest.mark.parametrize("killed_at", [3, 9])

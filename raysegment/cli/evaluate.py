@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,7 +33,7 @@ def evaluate(
         str, typer.Argument(help="The mask to judge it by: of the same size, or of the whole image.")
     ],
     classes: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE.toml", help="Which value or colour of the truth is which class."),
     ] = None,
 ) -> Result:

@@ -23,7 +23,7 @@ from raysegment.cli.common import Result, command
 def inspect(
     path: Annotated[str, typer.Argument(help="An image, a training set, a model or a mask.")],
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="What the masks of a training set mean.")
+        str | None, typer.Option(metavar="FILE.toml", help="What the masks of a training set mean.")
     ] = None,
 ) -> Result:
     """Say what an image, a training set, a model or a mask holds.

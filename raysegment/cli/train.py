@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -90,7 +89,7 @@ def train(
         ),
     ] = "0.2",
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="What the masks' values or colours mean.")
+        str | None, typer.Option(metavar="FILE.toml", help="What the masks' values or colours mean.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Times to train and validate.")] = 8,
     steps_per_epoch: Annotated[

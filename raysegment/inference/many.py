@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -27,6 +26,7 @@ from raysegment.mask.store import finished
 from raysegment.runtime import cluster
 from raysegment.storage import Location
 from raysegment.storage.objects import is_passing
+from raysegment.threads import in_order
 
 if TYPE_CHECKING:
     from raysegment.inference.flow import Clock, Tally
@@ -104,16 +104,12 @@ class _Run:
         def opened(wanted: tuple[str, Location]) -> Image | Exception:
             return _opened(self.job, wanted, select)
 
-        pool = ThreadPoolExecutor(_AT_ONCE)
-        try:
-            for at, image in enumerate(pool.map(opened, images)):
-                if isinstance(image, Exception):
-                    self.told.failed(at, str(image), is_passing(image))
-                else:
-                    self.todo[at] = image
-                    self._look(at, image)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for at, image in enumerate(in_order(opened, images, _AT_ONCE)):
+            if isinstance(image, Exception):
+                self.told.failed(at, str(image), is_passing(image))
+            else:
+                self.todo[at] = image
+                self._look(at, image)
 
     def _look(self, at: int, image: Image) -> None:
         """Whether its mask is there already, or something else is."""

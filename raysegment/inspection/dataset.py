@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from raysegment.classes import ClassMap
 from raysegment.errors import RaysegmentError
 from raysegment.geometry import Size
 from raysegment.storage import Location
+from raysegment.threads import READERS, in_order
 from raysegment.training.codes import FileCodes, greys_as_values
 from raysegment.training.coding import infer, told
 from raysegment.training.dataset import identities
@@ -50,7 +51,7 @@ class _Looked:
         }
 
 
-def dataset_facts(root: Location, classes_file: Path | None = None) -> dict[str, Any]:
+def dataset_facts(root: Location, classes_file: str | None = None) -> dict[str, Any]:
     """Of a training set in any form. Every mask is read once; nothing is refused, all problems are listed.
 
     Raises InputError for a set that is none, and for a classes file that cannot be read.
@@ -61,9 +62,12 @@ def dataset_facts(root: Location, classes_file: Path | None = None) -> dict[str,
     if given is None and sources:
         given = told(sources)
     pairs = []
-    with console.progress("check", len(listing.pairs), "images") as progress:
-        for pair in listing.pairs:
-            pairs.append(_looked_at(pair, given))
+    with (
+        console.progress("check", len(listing.pairs), "images") as progress,
+        closing(in_order(lambda pair: _looked_at(pair, given), listing.pairs, READERS)) as looked,
+    ):
+        for pair in looked:
+            pairs.append(pair)
             progress.advance()
     problems = [*listing.problems, *(p for pair in pairs for p in pair.problems), *_odd_ones_out(pairs)]
     coded = [pair for pair in pairs if pair.mask is not None]

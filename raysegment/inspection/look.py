@@ -48,13 +48,13 @@ def inspect(path: str | os.PathLike[str], *, classes: str | os.PathLike[str] | N
     """
     place = location(path)
     with before_work():
-        kind, facts = _looked_at(place, None if classes is None else Path(classes))
+        kind, facts = _looked_at(place, None if classes is None else os.fspath(classes))
     if classes is not None and kind != "dataset":
         raise UsageError(f"--classes {classes} is for training sets, and {path} is a {kind}: leave it out")
     return InspectResult(kind, str(path), facts)
 
 
-def _looked_at(path: Location, classes: Path | None) -> tuple[Kind, Mapping[str, Any]]:
+def _looked_at(path: Location, classes: str | None) -> tuple[Kind, Mapping[str, Any]]:
     if path.suffix.lower() in _MODELS and not path.is_dir():
         from raysegment.inspection.model import model_facts
 

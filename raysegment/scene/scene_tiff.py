@@ -17,7 +17,7 @@ from raysegment.mask.coding import KEY
 from raysegment.scene import place
 from raysegment.scene.landscape import TILE_PX, Landscape
 from raysegment.scene.materials import CLASSES
-from raysegment.scene.stream import in_order
+from raysegment.threads import in_order
 
 if TYPE_CHECKING:
     from raysegment.console import Progress

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from raysegment.classes import IGNORE, ClassMap, class_code
 from raysegment.errors import InputError
-from raysegment.mask.coding import read_coding
+from raysegment.mask.coding import Coding, read_coding
 from raysegment.model.spec import Class, Colour, default_classes
+from raysegment.threads import OPENERS, in_order
 from raysegment.training.codes import Code, FileCodes, entry, greys_as_values, sorted_codes, total
 from raysegment.training.doubt import find_doubt
 from raysegment.training.forms import File, Source
@@ -15,7 +16,7 @@ from raysegment.training.forms import File, Source
 
 def told(masks: Sequence[Source]) -> ClassMap | None:
     """The coding that all masks carry in their own metadata, as those written here do; None when one does not."""
-    codings = [read_coding(mask.path) if isinstance(mask, File) else None for mask in masks]
+    codings = list(in_order(_told_by, masks, OPENERS))
     first = codings[0]
     if first is None or any(
         c is None or (c.classes, c.nodata) != (first.classes, first.nodata) for c in codings
@@ -24,6 +25,10 @@ def told(masks: Sequence[Source]) -> ClassMap | None:
     classes = tuple(c.model_copy(update={"value": i}) for i, c in enumerate(first.classes))
     codes = {**{i: i for i in range(len(classes))}, first.nodata: IGNORE}
     return ClassMap(classes, codes, source="the masks' own coding")
+
+
+def _told_by(mask: Source) -> Coding | None:
+    return read_coding(mask.path) if isinstance(mask, File) else None
 
 
 def infer(files: Sequence[FileCodes]) -> ClassMap:

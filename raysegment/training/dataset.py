@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
 from raysegment.errors import InputError
 from raysegment.geometry import Window
 from raysegment.raster import PixelSize, Raster
+from raysegment.threads import OPENERS, in_order
 from raysegment.training.forms import Scene, Source, find_scenes
 
 __all__ = [
@@ -40,12 +42,10 @@ def common_format(scenes: Sequence[Scene]) -> Format:
     """Channels, dtype and pixel size of the images. Raises InputError naming two that differ."""
     first: tuple[str, int, str] | None = None
     alphas, pixel_sizes = set(), []
-    for scene in scenes:
-        image = scene.image.open()
+    for scene, image in zip(scenes, in_order(_header, scenes, OPENERS), strict=True):
         this = (str(scene.image), image.shape[2] - (image.alpha is not None), str(image.dtype))
         alphas.add((image.alpha, image.shape[2]))
         pixel_sizes.append(image.pixel_size)
-        image.close()
         first = first or this
         if this[1:] != first[1:]:
             raise InputError(
@@ -63,8 +63,8 @@ def common_format(scenes: Sequence[Scene]) -> Format:
 
 def identities(scenes: Sequence[Scene]) -> list[tuple[str, str]]:
     """Digests of the content of each image and mask; the same wherever the files lie, whatever they are called."""
-    known: dict[object, str] = {}  # the planes of a stack and the polygons of many scenes share a file
-    return [(_content(scene.image, known), _content(scene.mask, known)) for scene in scenes]
+    known = _Contents()
+    return list(in_order(lambda scene: (known.of(scene.image), known.of(scene.mask)), scenes, OPENERS))
 
 
 def identity(scenes: Sequence[Scene], contents: Sequence[tuple[str, str]] | None = None) -> str:
@@ -76,14 +76,30 @@ def identity(scenes: Sequence[Scene], contents: Sequence[tuple[str, str]] | None
     return digest.hexdigest()
 
 
-def _content(source: Source, known: dict[object, str]) -> str:
-    raster = source.open()
-    file = raster.path, getattr(raster, "part", None)
-    if file not in known:
-        known[file] = raster.identity()
-    raster.close()
-    plane = "".join(f" {axis}={index}" for axis, index in sorted(raster.select.items()))
-    return known[file] + plane
+def _header(scene: Scene) -> Raster:
+    """Its image, closed: what the header says stays."""
+    image = scene.image.open()
+    image.close()
+    return image
+
+
+class _Contents:
+    """Digests of files, each found once: the planes of a stack and the polygons of many scenes share one."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, str] = {}
+        self._locks: dict[object, Lock] = {}
+
+    def of(self, source: Source) -> str:
+        """The digest of a source's file, and its plane of it. For any thread."""
+        raster = source.open()
+        file = raster.path, getattr(raster, "part", None)
+        with self._locks.setdefault(file, Lock()):
+            if file not in self._known:
+                self._known[file] = raster.identity()
+        raster.close()
+        plane = "".join(f" {axis}={index}" for axis, index in sorted(raster.select.items()))
+        return self._known[file] + plane
 
 
 def blocks(raster: Raster) -> Iterator[Window]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import Literal
 
 from raysegment import console
@@ -105,7 +104,7 @@ def train(
     with before_work():
         if isinstance(run.root, Url):
             check_writable(run.root, "--out")
-        asked = request(settings, data, val if isinstance(val, float) else os.fspath(val), _path(classes))
+        asked = request(settings, data, _text(val), None if classes is None else os.fspath(classes))
         earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
     with run.locked() as check:
         # asked again: another process may have come first
@@ -166,5 +165,5 @@ def _outline(job: Job, team: Team, *, resumed: bool) -> str:
     )
 
 
-def _path(value: str | os.PathLike[str] | None) -> Path | None:
-    return None if value is None else Path(value)
+def _text(val: str | os.PathLike[str] | float) -> str | float:
+    return val if isinstance(val, float) else os.fspath(val)

@@ -53,7 +53,7 @@ class Request:
     settings: Settings
     train: tuple[Scene, ...]
     val: tuple[Scene, ...]
-    classes: Path | None
+    classes: str | None
     fingerprint: str
     identity: str
     """Of the training scenes' contents."""
@@ -64,7 +64,7 @@ class Request:
 
 
 def request(
-    settings: Settings, data: str | os.PathLike[str], val: str | float, classes: Path | None
+    settings: Settings, data: str | os.PathLike[str], val: str | float, classes: str | None
 ) -> Request:
     """Find and fingerprint the data. Raises UsageError and InputError for what cannot be right, StorageError."""
     check_network(settings)

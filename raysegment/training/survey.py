@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from raysegment.classes import ClassMap, class_code
 from raysegment.errors import InputError
 from raysegment.geometry import Window
 from raysegment.raster import Raster
+from raysegment.threads import READERS, in_order
 from raysegment.training.codes import Code, FileCodes, count_codes, kind_of, labels_of, sorted_codes
 from raysegment.training.coding import infer, told
 from raysegment.training.dataset import Format, Scene, blocks
@@ -44,7 +45,7 @@ class Survey:
 
 
 def survey(
-    train: Sequence[Scene], val: Sequence[Scene], fmt: Format, classes_file: str | Path | None = None
+    train: Sequence[Scene], val: Sequence[Scene], fmt: Format, classes_file: str | None = None
 ) -> Survey:
     """Read training images once and all masks once. Raises InputError when the coding is in doubt, a mask
     holds what the classes file does not name, a class never occurs, or an image holds inf."""
@@ -53,13 +54,21 @@ def survey(
     moments = [_Moments() for _ in fmt.channels]
     found: list[FileCodes] = []
     every = math.ceil(sum(s.size.area for s in scenes) / AFFORDABLE_PX)
-    with console.progress("check", len(scenes), "images") as bar:
-        for i, scene in enumerate(scenes):
-            found.append(mask_codes(scene.mask, given, every))
-            if given is not None:
-                refuse_unknown(given, found[-1])
-            if i < len(train):
-                _measure(scene, fmt, moments, every)
+
+    def look(index: int) -> tuple[FileCodes, list[_Moments]]:
+        codes = mask_codes(scenes[index].mask, given, every)
+        if given is not None:
+            refuse_unknown(given, codes)
+        return codes, _measured(scenes[index], fmt, every) if index < len(train) else []
+
+    with (
+        console.progress("check", len(scenes), "images") as bar,
+        closing(in_order(look, range(len(scenes)), READERS)) as looked,
+    ):
+        for codes, measured in looked:
+            found.append(codes)
+            for moment, more in zip(moments, measured, strict=False):
+                moment.join(more)
             bar.advance()
     classes = given or infer(found)
     mean, std = zip(*(m.summary() for m in moments), strict=True)
@@ -121,8 +130,10 @@ def refuse_unknown(classes: ClassMap, file: FileCodes) -> None:
         raise InputError(f"{file.path}: {e}") from e
 
 
-def _measure(scene: Scene, fmt: Format, moments: Sequence[_Moments], every: int) -> None:
+def _measured(scene: Scene, fmt: Format, every: int) -> list[_Moments]:
+    """Of each channel."""
     image = scene.image.open()
+    moments = [_Moments() for _ in fmt.channels]
     for window in _some(image, every):
         pixels = image.read(window)
         valid = image.valid(window, pixels)
@@ -134,6 +145,7 @@ def _measure(scene: Scene, fmt: Format, moments: Sequence[_Moments], every: int)
                     f"{scene.image} holds inf ({window}): mend those pixels, or make them nodata"
                 )
     image.close()
+    return moments
 
 
 def _frequencies(
@@ -165,12 +177,19 @@ class _Moments:
         values = values[~np.isnan(values)]
         if not values.size:
             return
+        part = _Moments()
         with np.errstate(invalid="ignore"):  # inf - inf: the caller sees it in the mean
-            mean = float(values.mean())
-            squares = float(np.square(values - mean).sum())
-            shift, total = mean - self.mean, self.count + values.size
-            self.squares += squares + shift * shift * self.count * values.size / total
-            self.mean += shift * values.size / total
+            part.count, part.mean = values.size, float(values.mean())
+            part.squares = float(np.square(values - part.mean).sum())
+        self.join(part)
+
+    def join(self, other: _Moments) -> None:
+        """Those of both together."""
+        if not other.count:
+            return
+        shift, total = other.mean - self.mean, self.count + other.count
+        self.squares += other.squares + shift * shift * self.count * other.count / total
+        self.mean += shift * other.count / total
         self.count = total
 
     def summary(self) -> tuple[float, float]:

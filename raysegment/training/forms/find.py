@@ -12,6 +12,7 @@ from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size
 from raysegment.storage import Location, Url, location
 from raysegment.storage.objects import before_work
+from raysegment.threads import OPENERS, in_order
 from raysegment.training.forms import folder, manifest, records, stores
 from raysegment.training.forms.scene import File, Form, Listing, Pair, Scene
 
@@ -62,7 +63,7 @@ def scenes_of(listing: Listing, data: str | os.PathLike[str]) -> tuple[Scene, ..
         more = len(listing.problems) - 1
         others = f" (and {more} more: raysegment inspect {data} lists all problems)" if more else ""
         raise InputError(f"{listing.problems[0]}{others}")
-    return tuple(open_pair(pair) for pair in listing.pairs)
+    return tuple(in_order(open_pair, listing.pairs, OPENERS))
 
 
 def find_scenes(data: str | os.PathLike[str]) -> tuple[Scene, ...]:

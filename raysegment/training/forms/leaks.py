@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from raysegment import console
 from raysegment.geometry import Size, Window
 from raysegment.raster.walk import windows
+from raysegment.threads import OPENERS, READERS, in_order
 from raysegment.training.forms.scene import Scene
 
 #: Edge of the window in the middle by which pictures are compared before they are compared whole.
@@ -43,24 +45,26 @@ def same_pictures(train: Sequence[Scene], val: Sequence[Scene], contents: Sequen
     """Pairs that hold the same pixels. `contents`: digests of all images, training first; what is equal there is not
     compared again. Pictures whose middle is of a single colour, as tiles without data are, are no leak."""
     by_look: dict[object, list[int]] = defaultdict(list)
-    with console.progress("look for leaks", len(train) + len(val), "images") as bar:
-        for i, scene in enumerate(train):
-            by_look[_look(scene)].append(i)
+    found: list[Leak] = []
+    scenes = [*train, *val]
+    with (
+        console.progress("look for leaks", len(scenes), "images") as bar,
+        closing(in_order(_look, scenes, READERS)) as looks,
+    ):
+        for i, look in enumerate(looks):
             bar.advance()
-        found: list[Leak] = []
-        for j, scene in enumerate(val, start=len(train)):
-            look = _look(scene)
-            alike = by_look[look] if look is not None else []
-            same = [i for i in alike if contents[i] == contents[j] or _equal(train[i], scene)]
-            found += [Leak(train[i].name, scene.name, 1.0) for i in same]
-            bar.advance()
+            if i < len(train):
+                by_look[look].append(i)
+            elif look is not None:
+                same = [k for k in by_look[look] if contents[k] == contents[i] or _equal(train[k], scenes[i])]
+                found += [Leak(train[k].name, scenes[i].name, 1.0) for k in same]
     return found
 
 
 def overlaps(train: Sequence[Scene], val: Sequence[Scene]) -> list[Leak]:
     """Pairs whose footprints overlap by more than rounding, with the share of the smaller one. Footprints in different
     coordinate systems are compared in the first one's, with rasterio; without it they are not."""
-    placed = [_footprint(scene) for scene in (*train, *val)]
+    placed = list(in_order(_footprint, [*train, *val], OPENERS))
     first = next((p.crs for p in placed if p is not None), None)
     known = [None if p is None else _in_crs(p, first) for p in placed]
     held = [(j, place) for j, place in enumerate(known[len(train) :]) if place is not None]
