@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,7 @@ def raysegment(task: Task) -> Ends:
 
 def loop(task: Task) -> Ends:
     """The same loop in this process, without Ray; as Ray's workers, with memory kept between the layers."""
-    from raysegment.runtime import WORKER_ENVIRONMENT
-
-    if not WORKER_ENVIRONMENT.items() <= os.environ.items():  # read when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WORKER_ENVIRONMENT})
+    _keep_memory()
     from raysegment.training.loop import work
     from raysegment.training.parallel import Stopped, Workers
 
@@ -92,6 +89,15 @@ def loop(task: Task) -> Ends:
     with contextlib.suppress(Stopped):  # as above
         work(job, Workers(), torch.device("cpu"), task.threads)
     return _ends(job.run.metrics, task)
+
+
+def apart(task: Task) -> Ends:
+    """As many such loops at once, each with its share of the batch, that exchange nothing: what the cores can do."""
+    _keep_memory()
+    alone = replace(task, batch=task.batch // task.processes, processes=1)
+    torch.multiprocessing.spawn(_alone, (alone,), nprocs=task.processes)
+    ends = [json.loads((task.work / f"{i}.json").read_text()) for i in range(task.processes)]
+    return max(ends, key=lambda each: each[-1][1] - each[0][1])
 
 
 def pytorch(task: Task) -> Ends:
@@ -129,7 +135,7 @@ def monai(task: Task) -> Ends:
 
 
 TRAINERS: dict[str, Callable[[Task], Ends]] = {
-    "raysegment": raysegment, "loop": loop, "pytorch": pytorch, "monai": monai
+    "raysegment": raysegment, "loop": loop, "apart": apart, "pytorch": pytorch, "monai": monai
 }  # fmt: skip
 
 # ── raysegment ──────────────────────────────────────────────────────────────────────
@@ -150,6 +156,19 @@ def _job(task: Task) -> Any:
     record = {**prepare(asked), "workers": task.processes}
     run.write_record(record)
     return job_of(record, asked, run)
+
+
+def _keep_memory() -> None:
+    """Go on with the settings for the C library's memory that Ray's workers have, which it reads at the start."""
+    from raysegment.runtime import WORKER_ENVIRONMENT
+
+    if not WORKER_ENVIRONMENT.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WORKER_ENVIRONMENT})
+
+
+def _alone(index: int, task: Task) -> None:
+    ends = loop(replace(task, work=task.work / str(index)))
+    (task.work / f"{index}.json").write_text(json.dumps(ends))
 
 
 def _ends(metrics: Path, task: Task) -> Ends:

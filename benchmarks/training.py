@@ -58,7 +58,7 @@ def cases(cores: int) -> list[Case]:
     single = [Case(name, 1, 1) for name in ("raysegment", "loop", "pytorch", "monai")]
     if cores == 1:
         return single
-    spread = [Case(name, cores, 1) for name in ("raysegment", "pytorch")]
+    spread = [Case(name, cores, 1) for name in ("raysegment", "apart", "pytorch")]
     return [*single, *spread, *(Case(name, 1, cores) for name in ("pytorch", "monai"))]
 
 
