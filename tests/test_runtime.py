@@ -29,6 +29,7 @@ from raysegment.runtime import parcel as packing
 from raysegment.runtime import security
 from raysegment.runtime.address import Address, undisturbed, where
 from raysegment.runtime.connected import fitted
+from raysegment.runtime.embedded import PRIVATE
 from raysegment.runtime.follow import Log, follow
 from raysegment.runtime.jobs import JobState, Unreachable
 from raysegment.runtime.parcel import Parcel, forwarded, is_shared
@@ -220,6 +221,26 @@ def test_a_job_takes_its_clusters_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
     with pytest.raises(Entered), connecting.connected(where("10.0.0.1:6379")):
         pass
+
+
+def test_a_ray_that_another_command_has_for_itself_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with that command, in the middle of whatever else runs in it."""
+    left: list[bool] = []
+    private = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **_: None,
+        cluster_resources=lambda: {"CPU": 4.0, PRIVATE: 1.0},
+        shutdown=lambda: left.append(True),
+    )
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setattr(connecting, "use_token", lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", private)
+    with (
+        pytest.raises(UsageError, match=r"--address auto: that Ray belongs to another raysegment"),
+        connecting.connected(where("auto")),
+    ):
+        raise AssertionError("joined")
+    assert left == [True]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 from raysegment import console
 from raysegment.errors import UsageError
 from raysegment.runtime.address import Address, reach, undisturbed
-from raysegment.runtime.embedded import OURS, hushed
+from raysegment.runtime.embedded import OURS, PRIVATE, hushed
 from raysegment.runtime.security import find_token, present_token, use_token
 
 #: Seconds (tries, one each) for Ray to say yes; by itself it takes 20 to refuse a wrong token.
@@ -52,6 +52,10 @@ def connected(address: Address, *, allow_insecure: bool = False) -> Iterator[Non
             logging_level=logging.ERROR if quiet else logging.INFO,
         )
     try:
+        if PRIVATE in ray.cluster_resources():
+            raise UsageError(
+                f"{address}: that Ray belongs to another raysegment and ends with it: start a cluster, or leave it out"
+            )
         yield
     finally:
         ray.shutdown()

@@ -18,6 +18,8 @@ from raysegment.runtime.security import close_token_file
 
 #: Logical CPUs beyond the workers' own, so that Ray's small tasks never wait for them.
 EXTRA_CPUS = 2
+#: What a Ray that a process has for itself alone says of itself, as a resource: it ends with that process.
+PRIVATE = "raysegment-private"
 #: Set while the Ray at hand is one that this process started.
 OURS = threading.Event()
 
@@ -93,6 +95,7 @@ def _embedded(workers: int, *, dashboard: bool) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=max(workers, available_cores()) + EXTRA_CPUS,
+            resources={PRIVATE: 1},
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
             log_to_driver=not quiet,
