@@ -6,8 +6,8 @@
     rs.infer("scene.tif", model="run/model.safetensors", out="mask.zarr")
     rs.evaluate("mask.zarr", "truth.tif").mean_iou
 
-Every command of the command line is a function here, with the same name and the same options. A name is
-imported when it is first used: `import raysegment` alone loads neither torch nor ray.
+The commands of the command line that work on data are functions here, with the same names and the same options. A name
+is imported when it is first used: `import raysegment` alone loads neither torch nor ray.
 """
 
 from __future__ import annotations

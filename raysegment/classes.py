@@ -15,7 +15,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -54,7 +54,7 @@ class ClassMap:
         path = location(path)
         try:
             with before_work():
-                found = tomllib.loads(path.read_text(encoding="utf-8"))
+                found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as e:
             raise InputError(f"cannot read the classes file {path}: {e.strerror}") from e
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
@@ -68,6 +68,15 @@ class ClassMap:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.classes)
+
+    def ignoring(self, value: int) -> Self:
+        """The same, and pixels of this value are ignored. Raises InputError where a class holds it."""
+        index = self.codes.get(value, IGNORE)
+        if index != IGNORE:
+            raise InputError(
+                f"the value {value} is to be ignored, and {self.source} says that it is {self.names[index]!r}"
+            )
+        return replace(self, codes={**self.codes, value: IGNORE})
 
     @property
     def by_colour(self) -> bool:

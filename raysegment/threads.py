@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,13 +24,17 @@ def in_order(
 ) -> Generator[U, None, None]:
     """``map(make, items)`` by `threads`, one per core by default; at most two results per thread wait to be fetched.
 
-    Raises what `make` raises, for the first item that fails.
+    Raises what `make` raises, for the first item that fails. The first item is done by the caller's thread: what it has
+    imported is not imported by several at once, which packages with circular imports do not stand.
     """
     threads = threads or available_cores()
+    rest = iter(items)
+    for item in itertools.islice(rest, 1):
+        yield make(item)
     waiting: deque[Future[U]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
-        for item in items:
+        for item in rest:
             waiting.append(pool.submit(make, item))
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()

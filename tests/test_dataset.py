@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from raysegment.errors import InputError
 from raysegment.training import survey as survey_module
@@ -182,3 +183,18 @@ def test_of_a_huge_set_some_blocks_stand_for_all(tmp_path: Path, monkeypatch: py
     assert seen.mean[0] != image.mean()
     assert seen.mean[0] == pytest.approx(image.mean(), rel=0.1)
     assert 0.2 < seen.frequencies[0] < 0.8
+
+
+def test_images_of_several_palettes_are_refused(tmp_path: Path) -> None:
+    """Entry 3 is another colour in each: nothing that a network could learn."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for i in range(2):
+        picture = Image.fromarray(np.eye(16, dtype=np.uint8), "P")
+        picture.putpalette([0, 0, 0, 10 * i, 0, 0])
+        picture.save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(np.eye(16, dtype=np.uint8)).save(tmp_path / "masks" / f"{i}.png")
+    scenes = find_scenes(tmp_path)
+    with pytest.raises(InputError, match=r"not of one palette \(.*0\.png, .*1\.png\): convert them to RGB"):
+        common_format(scenes)
+    assert common_format(scenes[:1]).channels == (0,)

@@ -342,3 +342,33 @@ def test_land_cover_with_two_codings_trains_after_a_classes_file(
     assert inspect(data, classes=toml).facts["problems"] == []
     result = train(data, out=tmp_path / "run", classes=toml, **options)
     assert result.metrics.accuracy > 0
+
+
+def test_the_columns_of_a_manifest_are_known_however_they_are_written(tmp_path: Path) -> None:
+    rows = _files(tmp_path, 4)
+    for row, part in zip(rows, ("val", "train", "train", "testing"), strict=True):
+        row["split"] = part
+    written = [{"Image": r["image"], " MASK": r["mask"], "Split ": r["split"]} for r in rows]
+    for path in (
+        _csv(tmp_path / "a.csv", written),
+        _parquet(tmp_path / "a.parquet", written),
+        _jsonl(tmp_path / "a.jsonl", written),
+    ):
+        assert [p.split for p in listing_of(path).pairs] == ["val", "train", "train"]
+    bom = tmp_path / "b.jsonl"
+    bom.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())
+    assert len(listing_of(bom).pairs) == 3
+
+
+def test_what_a_folder_passes_over_is_said(tmp_path: Path) -> None:
+    row = _files(tmp_path, 1)[0]
+    for name, folder in ((row["image"], "images"), (row["mask"], "masks")):
+        (tmp_path / "set" / folder / "site2").mkdir(parents=True)
+        suffix = Path(name).suffix
+        (tmp_path / "set" / folder / f"a{suffix}").write_bytes((tmp_path / name).read_bytes())
+        (tmp_path / "set" / folder / "site2" / f"b{suffix}").write_bytes((tmp_path / name).read_bytes())
+        for beside in ("desktop.ini", "a.tif.msk", "a.dbf", "a.shx", "a.cpg"):
+            (tmp_path / "set" / folder / beside).write_bytes(b"x")
+    found = listing_of(tmp_path / "set")
+    assert (len(found.pairs), found.problems) == (1, ())
+    assert [note.split(" is a folder")[0][-12:] for note in found.notes] == ["images/site2", "/masks/site2"]

@@ -285,7 +285,8 @@ def test_what_a_reader_should_know_is_said(finished: RunFolder) -> None:
     poor = Scores.of(np.array([[90, 10, 0], [10, 0, 0], [0, 0, 0]]), names)
     result = {**record["result"], "thresholds": [0.2, 0.3, 0.5], "best": {"epoch": 3}}
     told = {**record, "result": result, "git": "abc-dirty", "warnings": ["the driver said so"]}
-    told["data"] = {**record["data"], "val": ["only.png"]}
+    leaks = [{"train": "a.tif", "val": f"{i}.tif", "share": i / 10} for i in (1, 4)]
+    told["data"] = {**record["data"], "val": ["only.png"], "leaks": leaks}
     assert list(findings(told, history, poor)) == [
         "the driver said so",
         "The model is no better than a constant answer: train longer, or look at the validation images.",
@@ -293,6 +294,8 @@ def test_what_a_reader_should_know_is_said(finished: RunFolder) -> None:
         "The best epoch and the operating thresholds were chosen on the same validation pixels that are scored here: "
         "expect a little less on new images.",
         "The last epoch was the best: the model was still improving, more epochs may help.",
+        "2 pairs of training and validation images overlap on the ground, a.tif and 4.tif by 40.0\u202f%: the scores "
+        "flatter.",
         "The validation set is a single image: its scores may be luck.",
         "The code that ran had changes that were not committed.",
     ]

@@ -86,7 +86,7 @@ def test_in_a_running_ray_the_nodes_decide(machine: Any) -> None:
         ),
         ("auto", {"accumulate": 9}, r"--accumulate 9 is more than --batch-size 8"),
         (1, {"gpus": 2}, r"--gpus-per-worker 2: a worker trains on one device"),
-        (1, {"gpus": 1}, r"1 workers of 1 CPU and 1 GPU each; this Ray has room for 0"),
+        (1, {"gpus": 1}, r"no GPU here for --workers 1 of 1 each: give --gpus-per-worker 0"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(

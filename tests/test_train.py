@@ -33,6 +33,7 @@ from raysegment.training import class_index
 from raysegment.training.fit import train
 from raysegment.training.parallel import Stopped
 from raysegment.training.prepare import prepare, request
+from raysegment.training.report import write_report
 from raysegment.training.result import TrainResult
 from raysegment.training.run import RunFolder, earlier_run
 from raysegment.training.settings import Settings
@@ -175,6 +176,52 @@ def test_out_is_protected(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputExistsError, match="is a file"):
         earlier_run(RunFolder(tmp_path / "file"), "b", resume=False, overwrite=True)
+
+
+def test_what_an_earlier_run_has_other_is_named(data: Path, tmp_path: Path) -> None:
+    run_here(data, tmp_path / "run", epochs=1)
+    asked = Settings.of({"epochs": 5, "base_width": 4})
+    with pytest.raises(
+        OutputExistsError, match=r"holds a run with another --epochs \(1, asked for 5\): pass"
+    ):
+        earlier_run(RunFolder(tmp_path / "run"), "b", resume=False, overwrite=False, settings=asked)
+
+
+def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for root in (tmp_path / "deep" / "new", kept):
+        with pytest.raises(InputError), RunFolder(root).locked():
+            raise InputError("refused")
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+    assert not list(kept.iterdir())
+    (kept / "last").mkdir()
+    (kept / "last" / "state.pt").write_bytes(b"x")
+    with pytest.raises(InputError), RunFolder(kept).locked():
+        raise InputError("refused")
+    assert (kept / "last" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("metric", ["iou:class 1", "dice:class 0", "v_rand:class 0"])
+def test_a_metric_of_one_class_is_in_every_record(data: Path, tmp_path: Path, metric: str) -> None:
+    run = run_here(data, tmp_path / "run", metric=metric)
+    write_report(run)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    record = run.read_record()
+    assert record is not None
+    assert record["result"]["best"][metric] == max(line[metric] for line in lines)
+    name, _, of_class = metric.partition(":")
+    scores = record["result"]["metrics"]
+    told = scores["v_rand"] if name == "v_rand" else scores["classes"][of_class][name]
+    assert scores[metric] == pytest.approx(told)
+
+
+@pytest.mark.parametrize("left", [0, 20, 2000])
+def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path, left: int) -> None:
+    run = run_here(data, tmp_path / "run", epochs=1)
+    run.state.write_bytes(run.state.read_bytes()[:left])
+    with pytest.raises(Stopped, match=r"last/state\.pt is damaged \(.+\): put back a copy, or begin anew"):
+        run_here(data, tmp_path / "run", epochs=1)
 
 
 def test_the_fingerprint_is_options_and_contents(data: Path, tmp_path: Path) -> None:

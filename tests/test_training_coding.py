@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from raysegment import console
+from raysegment.classes import IGNORE
 from raysegment.errors import InputError
 from raysegment.training.codes import FileCodes, Kind, count_codes
 from raysegment.training.coding import infer
@@ -140,3 +143,57 @@ def test_ranges_make_classes_of_anti_aliased_grey(shared_data: Path, tmp_path: P
     seen = survey(scenes, (), common_format(scenes), tmp_path / "classes.toml")
     share = np.mean([(np.asarray(Image.open(s.mask)) > 127).mean() for s in scenes])
     assert seen.frequencies == pytest.approx((1 - share, share))
+
+
+def _set(root: Path, masks: list[np.ndarray]) -> Path:
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for i, mask in enumerate(masks):
+        Image.fromarray(np.full(mask.shape, 10 * i, np.uint8)).save(root / "images" / f"{i}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+    return root
+
+
+_TOLD = '[[class]]\nname = "a"\nvalue = 0\n[[class]]\nname = "b"\nvalue = 1\n'
+
+
+@pytest.mark.parametrize("told", [None, _TOLD])
+def test_an_ignored_value_is_no_class(tmp_path: Path, told: str | None) -> None:
+    mask = np.array([[0, 0, 0, 1], [1, 1, 255, 255]], np.uint8).repeat(8, 0).repeat(8, 1)
+    scenes = find_scenes(_set(tmp_path, [mask, mask]))
+    fmt, path = common_format(scenes), None
+    if told is not None:
+        (tmp_path / "classes.toml").write_text(told)
+        path = str(tmp_path / "classes.toml")
+    with pytest.raises(InputError, match="255"):  # ambiguous, or no class of the file
+        survey(scenes[:1], scenes[1:], fmt, path)
+    seen = survey(scenes[:1], scenes[1:], fmt, path, 255)
+    assert len(seen.classes.classes) == 2
+    assert dict(seen.classes.codes) == {0: 0, 1: 1, 255: IGNORE}
+    assert seen.frequencies == (0.5, 0.5)
+    assert (seen.classes.map(mask[:, :, None]) == np.where(mask == 255, 255, mask)).all()
+    if told is not None:
+        with pytest.raises(
+            InputError, match=r"value 1 is to be ignored, and .*classes.toml says that it is 'b'"
+        ):
+            survey(scenes[:1], scenes[1:], fmt, path, 1)
+
+
+def test_an_ignored_value_that_no_mask_holds_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.eye(16, dtype=np.uint8)
+    scenes = find_scenes(_set(tmp_path, [mask, mask]))
+    console.configure("human")
+    try:
+        survey(scenes[:1], scenes[1:], common_format(scenes), None, 9)
+    finally:
+        console.configure("silent")
+    assert "--ignore-index 9: no mask holds that value" in capsys.readouterr().err
+
+
+def test_validation_masks_that_are_ignored_altogether_are_refused(tmp_path: Path) -> None:
+    mask = np.eye(16, dtype=np.uint8)
+    scenes = find_scenes(_set(tmp_path, [mask, np.full_like(mask, 7)]))
+    with pytest.raises(InputError, match="every pixel of the validation masks is ignored"):
+        survey(scenes[:1], scenes[1:], common_format(scenes), None, 7)

@@ -10,7 +10,7 @@ import typer
 
 from raysegment import console
 from raysegment.cli.common import Result, app, command
-from raysegment.cli.remote import ADDRESS, ALLOW_INSECURE, Answered, attend
+from raysegment.cli.remote import ALLOW_INSECURE, Answered, attend
 from raysegment.cli.root import Root
 from raysegment.errors import JobError
 
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 group = typer.Typer(cls=Root, help="List, follow and stop jobs on a cluster.", rich_markup_mode=None)
 app.add_typer(group, name="jobs")
 
+ADDRESS = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="http(s)://HOST:8265, the cluster's dashboard.  [default: $RAY_ADDRESS]"
+    ),
+]
 _Id = Annotated[str, typer.Argument(metavar="ID", help="As submitting or `raysegment jobs list` shows it.")]
 
 

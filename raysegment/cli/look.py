@@ -52,7 +52,9 @@ def preview(
         tuple[int, int, int, int] | None,
         typer.Option(metavar="X Y W H", help="What to show, in full-resolution pixels."),
     ] = None,
-    max_size: Annotated[int, typer.Option(min=16, metavar="PX", help="Longer edge of the picture.")] = 1024,
+    max_size: Annotated[
+        int, typer.Option(min=16, metavar="PX", help="Longer edge of the drawn image; the legend adds to it.")
+    ] = 1024,
     layout: Annotated[
         Literal["overlay", "side"], typer.Option(help="Mask over the image, or beside it.")
     ] = "overlay",

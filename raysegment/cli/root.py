@@ -112,6 +112,6 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _said(error: Any) -> str:
     """The parser's words: "Invalid value for '--tile': …; see `raysegment infer --help`"."""
-    text = str(error.format_message()).strip().rstrip(".")
+    text = str(error.format_message()).replace("Value error, ", "").strip().rstrip(".")
     ctx = getattr(error, "ctx", None)
     return f"{text[:1].lower()}{text[1:]}; see `{ctx.command_path} --help`" if ctx is not None else text

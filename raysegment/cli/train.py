@@ -125,6 +125,10 @@ def train(
     class_weights: Annotated[
         str, typer.Option(metavar="none|balanced|A,B,…", help="How much each class counts in the loss.")
     ] = "none",
+    ignore_index: Annotated[
+        int | None,
+        typer.Option(metavar="VALUE", help="Mask pixels of this value are neither learned nor scored."),
+    ] = None,
     augment: Annotated[Augment, typer.Option(help="How far windows are varied.")] = Augment.light,
     normalisation: Annotated[
         Normalisation, typer.Option(help="auto: zscore; imagenet for pretrained encoders of RGB.")
@@ -163,8 +167,9 @@ def train(
     metric: Annotated[
         str,
         typer.Option(
-            metavar="mean_iou|mean_dice|accuracy|boundary_f1|v_rand|iou:CLASS|…",
-            help="Validation score that the best model has; thresholds are chosen for it.",
+            metavar="NAME",
+            help="Validation score that the best model has, and thresholds are chosen for: mean_iou, mean_dice, "
+            "accuracy, mean_iou_per_image, mean_dice_per_image, boundary_f1, iou:CLASS, dice:CLASS, v_rand[:CLASS].",
         ),
     ] = "mean_iou",
     early_stop: Annotated[
@@ -209,6 +214,7 @@ def train(
         accumulate=accumulate,
         loss=loss,
         class_weights=class_weights,
+        ignore_index=ignore_index,
         augment=augment.value,
         normalisation=normalisation.value,
         architecture=architecture,

@@ -153,7 +153,7 @@ class PlanResult:
             "scratch": f"at most {readable_bytes(self.scratch_bytes)}",
             "output": f"at most {readable_bytes(self.output_bytes)}",
             "memory": f"{readable_bytes(self.worker_bytes)} a worker",
-            "time": f"about {self.estimated_s:.0f} s",
+            "time": f"about {self.estimated_s:.0f} s of forward passes, after start-up",
             **{f"auto {key}": str(value) for key, value in self.auto.items()},
         }
         return "\n".join(f"{key:>16}  {value}" for key, value in lines.items())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raysegment.classes import pixel_codes
+from raysegment.classes import class_code, pixel_codes
 from raysegment.errors import InputError
 from raysegment.model.spec import Colour
 
@@ -64,6 +64,11 @@ class FileCodes:
         if len(values) > _MANY_GREYS and is_edged_grey(self.counts):
             return "anti-aliased grey"
         return "class index" if len(values) <= 256 else "numbered objects"
+
+    def without(self, value: int) -> FileCodes:
+        """The same, as if no pixel had this value (of a colour picture: this grey)."""
+        kept = {code: n for code, n in self.counts.items() if class_code(code) != value}
+        return replace(self, counts=Counter(kept))
 
     @property
     def held(self) -> str:

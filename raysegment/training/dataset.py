@@ -41,11 +41,12 @@ class Format:
 def common_format(scenes: Sequence[Scene]) -> Format:
     """Channels, dtype and pixel size of the images. Raises InputError naming two that differ."""
     first: tuple[str, int, str] | None = None
-    alphas, pixel_sizes = set(), []
+    alphas, pixel_sizes, palettes = set(), [], dict[object, str]()
     for scene, image in zip(scenes, in_order(_header, scenes, OPENERS), strict=True):
         this = (str(scene.image), image.shape[2] - (image.alpha is not None), str(image.dtype))
         alphas.add((image.alpha, image.shape[2]))
         pixel_sizes.append(image.pixel_size)
+        palettes.setdefault(image.palette, str(scene.image))
         first = first or this
         if this[1:] != first[1:]:
             raise InputError(
@@ -53,6 +54,11 @@ def common_format(scenes: Sequence[Scene]) -> Format:
                 f"{this[0]} has {this[1]} of {this[2]}"
             )
     assert first is not None
+    if len(palettes) > 1:
+        one, other = list(palettes.values())[:2]
+        raise InputError(
+            f"the images hold entries of palettes, not of one palette ({one}, {other}): convert them to RGB"
+        )
     layouts = {tuple(c for c in range(count) if c != alpha) for alpha, count in alphas}
     if len(layouts) > 1:
         raise InputError(

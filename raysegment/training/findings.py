@@ -22,6 +22,12 @@ def findings(
         yield from _about_scores(data, scores)
     if result is not None:
         yield from _about_choices(result, len(history))
+    if leaks := data.get("leaks"):
+        worst = max(leaks, key=lambda leak: leak["share"])
+        yield (
+            f"{len(leaks)} pair{'s' * (len(leaks) > 1)} of training and validation images overlap on the ground, "
+            f"{worst['train']} and {worst['val']} by {share(worst['share'])}: the scores flatter."
+        )
     if len(data["val"]) == 1:
         yield "The validation set is a single image: its scores may be luck."
     if str(record["git"] or "").endswith("-dirty"):

@@ -11,6 +11,7 @@ from raysegment.errors import RaysegmentError, WorkError
 from raysegment.runtime import joined
 from raysegment.storage import Url, location
 from raysegment.storage.objects import before_work, check_writable
+from raysegment.training.forms import File
 from raysegment.training.launch import launch
 from raysegment.training.loop import Job
 from raysegment.training.prepare import coding_text, job_of, prepare, request
@@ -43,6 +44,7 @@ def train(
     accumulate: int = 1,
     loss: str = "ce+dice",
     class_weights: str = "none",
+    ignore_index: int | None = None,
     augment: Literal["none", "light", "strong"] = "light",
     normalisation: Literal["auto", "zscore", "unit", "imagenet"] = "auto",
     architecture: str = "unet",
@@ -73,6 +75,7 @@ def train(
     `val`: the share of the images (the last by name), or another training set, to validate on; a manifest's own column
     ``split`` comes before a share. `batch_size` is that of all `workers` together; the result does not depend on how
     many share it. `pixel_size`: in the images' own unit, to which they are resampled and which the model remembers.
+    `ignore_index`: the value of mask pixels that are neither learned nor scored, beside what `classes` says of them.
     `sampling`: balanced draws a third of each batch's windows around pixels of the classes that hold less than an
     equal share. `architecture`: unet, unet-keras, or an encoder of another library, such as smp:unet:resnet34,
     timm:resnet34 or monai:resnet18 (:mod:`raysegment.model.encoder`). `metric`: mean_iou, mean_dice, accuracy,
@@ -90,6 +93,7 @@ def train(
             "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch_size": batch_size, "tile": tile,
             "pixel_size": pixel_size, "sampling": sampling,
             "lr": lr, "schedule": schedule, "warmup": warmup, "loss": loss, "class_weights": class_weights,
+            "ignore_index": ignore_index,
             "augment": augment, "normalisation": normalisation, "architecture": architecture,
             "pretrained": pretrained, "allow_non_commercial": allow_non_commercial,
             "deep_supervision": deep_supervision,
@@ -105,7 +109,7 @@ def train(
         if isinstance(run.root, Url):
             check_writable(run.root, "--out")
         asked = request(settings, data, _text(val), None if classes is None else os.fspath(classes))
-        earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
+        earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite, settings=settings)
     with run.locked() as check:
         # asked again: another process may have come first
         record = earlier_run(run, asked.fingerprint, resume=resume, overwrite=overwrite)
@@ -118,7 +122,8 @@ def train(
             run.clear()
         record["workers"] = team.most
         run.write_record(record)
-        replace(run.config, to_toml({"val": str(val), **record["settings"]}).encode())
+        said = {"val": str(val), "classes": asked.classes and str(File.at(asked.classes))}
+        replace(run.config, to_toml({**said, **record["settings"]}).encode())
         console.say(f"masks: {coding_text(record)}")
         console.say(record["auto"])
         job = job_of(record, asked, run)

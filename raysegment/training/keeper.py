@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -164,12 +165,16 @@ class Keeper:
 
 
 def last_state(run: RunFolder, device: torch.device) -> dict[str, Any] | None:
-    """What the last checkpoint holds; None before the first. Raises StorageError."""
+    """What the last checkpoint holds; None before the first. Raises WorkError where it is damaged, StorageError."""
     place = run.state
     if not place.is_file():
         return None
     file = io.BytesIO(place.read_bytes()) if isinstance(place, Url) else place
-    state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as e:
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise WorkError(f"{place} is damaged ({why}): put back a copy, or begin anew with --overwrite") from e
     return state
 
 

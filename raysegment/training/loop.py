@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from raysegment.classes import ClassMap
-from raysegment.errors import WorkError
+from raysegment.errors import RaysegmentError, WorkError
 from raysegment.model.file import load_model
 from raysegment.model.model import normalise
 from raysegment.model.spec import ModelSpec
@@ -194,10 +194,10 @@ class _Worker:
             "lr": s.learning_rate(at.step - 1),
             "images_per_s": at.step * s.batch_size / at.train_s,
             **scores.to_json(),
+            s.metric: (value := self.metric.value(scores)),
         }
         at.loss_sum = 0.0
         at.history.append(json_line(record))
-        value = self.metric.value(scores)
         if value > at.best:
             at.best, at.best_epoch = value, epoch + 1
             self.keeper.model(self.learner.best, self._spec())
@@ -224,7 +224,7 @@ class _Worker:
                 "best": {"epoch": at.best_epoch, self.settings.metric: at.best},
                 "thresholds": thresholds,
                 "validation": self.validator.rules(thresholds),
-                "metrics": scores.to_json(),
+                "metrics": {**scores.to_json(), self.settings.metric: self.metric.value(scores)},
                 "images_per_s": at.step * self.settings.batch_size / at.train_s,
                 "wall_s": at.wall_s,
             }
@@ -263,7 +263,12 @@ class _Worker:
     def _resume(self) -> None:
         """Go back to RUN/last. Every random draw is a function of the seed and the sample's index, so the
         generators' state is the step itself."""
-        state = last_state(self.job.run, self.device)
+        state, error = None, None
+        try:
+            state = last_state(self.job.run, self.device)
+        except RaysegmentError as e:
+            error = e
+        self.workers.agree(error)
         if state is not None:
             self.standing = _Standing(**state["standing"])
             self.learner.restore(state["learner"])

@@ -100,7 +100,7 @@ def prepare(asked: Request, gpus: int = 0) -> dict[str, Any]:
     """
     fmt = common_format([*asked.train, *asked.val])
     leaks = _leaks(asked)
-    seen = survey(asked.train, asked.val, fmt, asked.classes)
+    seen = survey(asked.train, asked.val, fmt, asked.classes, asked.settings.ignore_index)
     loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
     Metric.of(asked.settings.metric, seen.classes.names, seen.frequencies)
     device = traits("cuda" if gpus else "cpu")
@@ -188,7 +188,7 @@ def _auto_text(asked: Settings, settings: Resolved, found: Fingerprint) -> str:
         if getattr(asked, key) in (None, "auto") and value is not None
     )
     hint = advice(found, settings.tile)
-    return f"auto: {', '.join(left_open)}, from {found}" + (f"; {hint}" if hint else "")
+    return f"auto: {', '.join([*left_open, f'from {found}'])}" + (f"; {hint}" if hint else "")
 
 
 def _fraction(val: str | float) -> float | None:

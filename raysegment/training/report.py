@@ -21,6 +21,7 @@ from raysegment.report.colours import DARK, LIGHT, hexadecimal, legible
 from raysegment.report.page import render, spelled, write_page
 from raysegment.report.pictures import WRONG
 from raysegment.training.findings import findings, ignored
+from raysegment.training.metric import Metric
 from raysegment.training.run import RunFolder
 from raysegment.training.settings import Resolved
 
@@ -137,7 +138,15 @@ def _headline(
     if told is None:
         return []
     names = dict.fromkeys((metric, *_SCORES))
-    return [(name, told[name], getattr(constant, name, None)) for name in names]
+    return [(name, told[name], _of_constant(constant, name)) for name in names]
+
+
+def _of_constant(constant: Scores | None, metric: str) -> float | None:
+    """What the constant answer scores; None where pixel counts cannot tell."""
+    asked = Metric.parse(metric)
+    if constant is None or asked.name == "v_rand":
+        return None
+    return asked.value(constant) if asked.of_class else getattr(constant, asked.name)
 
 
 def _rows(
@@ -181,7 +190,7 @@ def _charts(
     mark = (best["epoch"], "best")
     metric = settings["metric"]
     names = dict.fromkeys((metric, *_SCORES))
-    level = getattr(constant, metric, None)
+    level = _of_constant(constant, metric)
     chosen = sorted(rows, key=lambda row: best["classes"][row.name]["iou"])[:_MOST_LINES]
     which = "per class" if len(chosen) == len(rows) else f"of the {_MOST_LINES} worst classes"
 

@@ -17,14 +17,18 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from raysegment.errors import InputError, LockedError, OutputExistsError, StorageError, WorkError
 from raysegment.storage import Location, Url
 from raysegment.storage.lease import hold
 from raysegment.storage.objects import put, remove
+
+if TYPE_CHECKING:
+    from raysegment.training.settings import Settings
 
 _FORMAT = 1
 
@@ -136,9 +140,11 @@ class RunFolder:
             with hold(self.root / "last" / "lock") as lease:
                 yield lease.check
             return
+        lock = self.root / "last" / "lock"
+        made = [folder for folder in lock.parents if not folder.exists()]
         try:
-            (self.root / "last").mkdir(parents=True, exist_ok=True)
-            handle = (self.root / "last" / "lock").open("w")
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = lock.open("w")
         except OSError as e:
             raise InputError(f"cannot write to --out {self.root}: {e.strerror}") from e
         with handle:
@@ -148,11 +154,30 @@ class RunFolder:
                 raise LockedError(
                     f"another training is writing to {self.root}: wait for it or name another --out"
                 ) from e
-            yield lambda: None
+            if not lock.exists() or not os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
+                raise LockedError(f"another training has just left {self.root}: try again")
+            try:
+                yield lambda: None
+            finally:
+                if not self.record.exists():  # refused: as if it had never been asked for
+                    lock.unlink()
+                    _remove_empty(made)
 
 
-def earlier_run(run: RunFolder, fingerprint: str, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of the folders, each in the next, that hold nothing else."""
+    for folder in folders:
+        if any(folder.iterdir()):
+            return
+        folder.rmdir()
+
+
+def earlier_run(
+    run: RunFolder, fingerprint: str, *, resume: bool, overwrite: bool, settings: Settings | None = None
+) -> dict[str, Any] | None:
     """The record of the run to go on with, or None where a new one may start. Touches nothing.
+
+    `settings`: those that are asked for, to say what differs.
 
     Raises OutputExistsError when something else is there, and InputError when --resume finds nothing.
     """
@@ -161,7 +186,7 @@ def earlier_run(run: RunFolder, fingerprint: str, *, resume: bool, overwrite: bo
     record = run.read_record()
     if record is not None and record["fingerprint"] == fingerprint:
         return record
-    held = "a run with other data or options" if record is not None else "no run"
+    held = "no run" if record is None else f"a run with {_difference(record, settings)}"
     if resume:
         raise InputError(
             f"--resume: {run.root} holds {held}: give the folder, data and options of the run to go on with"
@@ -170,6 +195,16 @@ def earlier_run(run: RunFolder, fingerprint: str, *, resume: bool, overwrite: bo
         held = held if record is not None else "other files"
         raise OutputExistsError(f"{run.root} exists and holds {held}: pass --overwrite or name another --out")
     return None
+
+
+def _difference(record: dict[str, Any], settings: Settings | None) -> str:
+    """What the earlier run has other than what is asked for; options that were left open are not compared."""
+    asked = {} if settings is None else settings.model_dump()
+    for name, value in asked.items():
+        was = record["settings"].get(name)
+        if value not in (None, "auto") and value != was:
+            return f"another --{name.replace('_', '-')} ({was}, asked for {value})"
+    return "other data or options"
 
 
 def write_json(path: Location, data: dict[str, Any]) -> None:

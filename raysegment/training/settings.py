@@ -49,6 +49,8 @@ class Settings(BaseModel):
     loss: str = "ce+dice"
     class_weights: str = "none"
     """none, balanced, or one number per class: "1,2,0.5"."""
+    ignore_index: int | None = None
+    """Value of mask pixels that are neither learned nor scored."""
     augment: Literal["none", "light", "strong"] = "light"
     normalisation: Literal["auto", "zscore", "unit", "imagenet"] = "auto"
     """zscore: by mean and deviation of the training pixels; unit: [0, 1]; imagenet: what pretrained encoders saw."""

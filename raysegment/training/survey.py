@@ -45,12 +45,18 @@ class Survey:
 
 
 def survey(
-    train: Sequence[Scene], val: Sequence[Scene], fmt: Format, classes_file: str | None = None
+    train: Sequence[Scene],
+    val: Sequence[Scene],
+    fmt: Format,
+    classes_file: str | None = None,
+    ignore: int | None = None,
 ) -> Survey:
     """Read training images once and all masks once. Raises InputError when the coding is in doubt, a mask
     holds what the classes file does not name, a class never occurs, or an image holds inf."""
     scenes = (*train, *val)
     given = told([s.mask for s in scenes]) if classes_file is None else ClassMap.load(classes_file)
+    if given is not None and ignore is not None:
+        given = given.ignoring(ignore)
     moments = [_Moments() for _ in fmt.channels]
     found: list[FileCodes] = []
     every = math.ceil(sum(s.size.area for s in scenes) / AFFORDABLE_PX)
@@ -70,11 +76,20 @@ def survey(
             for moment, more in zip(moments, measured, strict=False):
                 moment.join(more)
             bar.advance()
-    classes = given or infer(found)
+    classes = given or _inferred(found, ignore)
     mean, std = zip(*(m.summary() for m in moments), strict=True)
     counts = [class_pixels(classes, file) for file in found]
     warn_of_thin_masks(classes, [s.name for s in scenes], counts, len(train))
     return Survey(classes, _frequencies(classes, counts[: len(train)], counts[len(train) :]), mean, std)
+
+
+def _inferred(found: Sequence[FileCodes], ignore: int | None) -> ClassMap:
+    if ignore is None:
+        return infer(found)
+    kept = [file.without(ignore) for file in found]
+    if all(file.counts == other.counts for file, other in zip(found, kept, strict=True)):
+        console.warn(f"--ignore-index {ignore}: no mask holds that value")
+    return infer(kept).ignoring(ignore)
 
 
 def mask_valid(
@@ -154,6 +169,8 @@ def _frequencies(
     counts = np.sum(train, axis=0)
     if not counts.any():
         raise InputError("every pixel of the training masks is ignored: there is nothing to learn from")
+    if len(val) and not np.any(val):
+        raise InputError("every pixel of the validation masks is ignored: there is nothing to score")
     if empty := [n for n, c in zip(classes.names, counts, strict=True) if c == 0]:
         where = "; it may occur in the validation masks alone" if len(val) else ""
         raise InputError(f"class {empty[0]!r} does not occur in the training masks{where}: remove or mend it")

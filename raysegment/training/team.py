@@ -91,6 +91,8 @@ def say_if_busy(team: Team) -> None:
 def _fitted(team: Team, nodes: Sequence[Node], wish: int | str) -> Team:
     """With as many threads as leave room for all, one beside a GPU. Raises UsageError when too few find room."""
     room = team.room(nodes)
+    if room == 0 and team.gpus and not any(node.get("GPU", 0) >= 1 for node in nodes):
+        raise UsageError(f"no GPU here for --workers {wish} of {team.gpus} each: give --gpus-per-worker 0")
     if room < team.least:
         needs = " and ".join(f"{number:g} {name}" for name, number in team.resources.items())
         raise UsageError(

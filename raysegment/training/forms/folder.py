@@ -13,7 +13,9 @@ from raysegment.training.forms.scene import File, Listing, Pair
 
 #: Files that stand beside images without being images.
 _SIDECARS = frozenset(
-    {".xml", ".txt", ".json", ".csv", ".toml", ".md", ".prj", ".ovr", ".tfw", ".pgw", ".jgw", ".wld", ".db"}
+    {".xml", ".txt", ".json", ".csv", ".toml", ".md", ".ini", ".db", ".ovr", ".msk"}
+    | {".prj", ".tfw", ".pgw", ".jgw", ".wld"}  # where a picture lies
+    | {".dbf", ".shx", ".cpg", ".sbn", ".sbx", ".qpj"}  # the other parts of a Shapefile
 )
 
 
@@ -28,7 +30,8 @@ def listing(place: Location) -> Listing:
         for f in folders
         if not f.is_dir()
     ]
-    images, masks = (_files(folder, problems) for folder in folders)
+    notes: list[str] = []
+    images, masks = (_files(folder, problems, notes) for folder in folders)
     pairs = []
     for stem in sorted(images.keys() | masks.keys(), key=lambda s: (images.get(s) or masks[s]).name):
         image, mask = images.get(stem), masks.get(stem)
@@ -39,11 +42,11 @@ def listing(place: Location) -> Listing:
             problems.append(f"{here.name} has no partner of the same stem in {there}/")
         source = None if image is None else File.at(image)
         pairs.append(Pair(here.name, source, None if mask is None else mask_source(mask, source)))
-    return Listing(tuple(pairs), tuple(problems))
+    return Listing(tuple(pairs), tuple(problems), tuple(notes))
 
 
-def _files(folder: Location, problems: list[str]) -> dict[str, Location]:
-    """Images or masks by stem; what is wrong with the folder goes to `problems`."""
+def _files(folder: Location, problems: list[str], notes: list[str]) -> dict[str, Location]:
+    """Images or masks by stem; what is wrong with the folder goes to `problems`, what is passed over to `notes`."""
     if not folder.is_dir():
         return {}
     found: dict[str, Location] = {}
@@ -54,7 +57,11 @@ def _files(folder: Location, problems: list[str]) -> dict[str, Location]:
     for name, is_folder in entries.items():
         path = folder / name
         fits = path.suffix == ".zarr" if is_folder else path.suffix.lower() not in _SIDECARS
-        if name.startswith(".") or not fits:
+        if name.startswith("."):
+            continue
+        if not fits:
+            if is_folder:
+                notes.append(f"{path} is a folder: what is in it is left out; a manifest can name it")
             continue
         stem = path.stem.removesuffix(".ome")
         if stem in found:

@@ -24,7 +24,7 @@ _COLUMNS = ("image", "mask")
 _SPLITS: Mapping[str, Split | None] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    "test": None,
+    **dict.fromkeys(("test", "testing"), None),
 }
 
 
@@ -104,7 +104,8 @@ def _rows(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _csv(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
     text = io.StringIO(place.read_bytes().decode("utf-8-sig"), newline="")
     reader = csv.DictReader(text, skipinitialspace=True)
-    _check_columns(place, reader.fieldnames or ())
+    reader.fieldnames = [_column(name) for name in reader.fieldnames or ()]
+    _check_columns(place, reader.fieldnames)
     for row in reader:
         if any(row.values()):
             yield reader.line_num, row
@@ -116,16 +117,17 @@ def _parquet(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
     try:
         file = parquet.ParquetFile(pyarrow.BufferReader(place.read_bytes()))
-        columns = [name for name in file.schema_arrow.names if name in (*_COLUMNS, "split")]
-        _check_columns(place, file.schema_arrow.names)
-        table = file.read(columns=columns)
+        columns = {name: _column(name) for name in file.schema_arrow.names}
+        _check_columns(place, columns.values())
+        table = file.read(columns=[n for n, known in columns.items() if known in (*_COLUMNS, "split")])
     except pyarrow.ArrowException as e:
         raise InputError(f"{place} is not a readable Parquet file: {e}") from e
-    yield from enumerate(table.to_pylist(), start=1)
+    for number, row in enumerate(table.to_pylist(), start=1):
+        yield number, {columns[name]: value for name, value in row.items()}
 
 
 def _jsonl(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(io.StringIO(place.read_bytes().decode("utf-8")), start=1):
+    for number, line in enumerate(io.StringIO(place.read_bytes().decode("utf-8-sig")), start=1):
         if not line.strip():
             continue
         try:
@@ -134,8 +136,14 @@ def _jsonl(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise InputError(f"{place}, line {number} is not JSON: {e}") from e
         if not isinstance(row, dict):
             raise InputError(f'{place}, line {number} is no JSON object: write {{"image": …, "mask": …}}')
+        row = {_column(name): value for name, value in row.items()}
         _check_columns(place, row, f", line {number}")
         yield number, row
+
+
+def _column(name: str) -> str:
+    """A column's name, as people write it: " Split" is split."""
+    return name.strip().lower() if name.strip().lower() in (*_COLUMNS, "split") else name
 
 
 def _check_columns(place: Location, found: Any, where: str = "") -> None:

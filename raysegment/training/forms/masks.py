@@ -16,6 +16,7 @@ def mask_source(path: Location, image: Source | None) -> Source | None:
         return File.at(path)
     if image is None:
         return None
-    from raysegment.training.forms.polygons import Polygons
+    from raysegment.training.forms.polygons import Polygons, check_drawable
 
+    check_drawable(path)
     return Polygons(File.at(path).path, image)

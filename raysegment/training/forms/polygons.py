@@ -127,15 +127,23 @@ class PolygonRaster:
         """Nothing is held open."""
 
 
+def check_drawable(path: object) -> None:
+    """Raise UsageError unless polygons can be drawn here. Imports what draws them, once, before threads do at once."""
+    try:
+        import rasterio.features
+        import rasterio.warp  # noqa: F401
+    except ModuleNotFoundError as e:
+        raise UsageError(f"{path}: polygons as masks need rasterio: pip install 'raysegment[geo]'") from e
+
+
 def _in_pixels(layer: Layer, image: Raster, path: str) -> list[dict[str, Any]]:
     """The geometries with coordinates (x, y) in pixels of the image."""
-    try:
-        from rasterio.crs import CRS
-        from rasterio.errors import CRSError
-        from rasterio.transform import Affine
-        from rasterio.warp import transform_geom
-    except ImportError as e:
-        raise UsageError(f"{path}: polygons as masks need rasterio: pip install 'raysegment[geo]'") from e
+    check_drawable(path)
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+    from rasterio.transform import Affine
+    from rasterio.warp import transform_geom
+
     shapes = [dict(g) for g in layer.geometries]
     if layer.in_pixels or image.transform is None:
         if layer.crs is not None and not layer.in_pixels:

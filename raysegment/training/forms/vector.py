@@ -63,7 +63,7 @@ def _read(path: str, file: str, _modified: int, _size: int) -> Layer:
 
 def _of_geojson(path: str, file: str) -> Layer:
     try:
-        with open(file, encoding="utf-8") as f:
+        with open(file, encoding="utf-8-sig") as f:
             found = json.load(f)
     except (OSError, ValueError) as e:
         raise InputError(f"{path} is no readable GeoJSON: {e}") from e
