@@ -139,7 +139,7 @@ def _legend(classes: Mapping[int, Class], shares: Mapping[str, float], width: in
     text_px = min(max(12, width // 64), 28)
     font = ImageFont.load_default(text_px)
     pad, swatch, line = text_px, text_px, round(1.9 * text_px)
-    entries = [(c, f"≈ {shares[c.name]:.1%}".replace("%", " %")) for c in classes.values()]
+    entries = [(c, f"~{shares[c.name]:.1%}".replace("%", " %")) for c in classes.values()]
     widths = [
         swatch + 0.5 * text_px + font.getlength(c.name) + 0.5 * text_px + font.getlength(said)
         for c, said in entries
