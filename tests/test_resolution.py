@@ -32,6 +32,7 @@ class Image(ArrayRaster):
 
 SLIDE = Image((4000, 8000), (2000, 4000), (501, 999), pixel_size=(0.25, 0.25, "um"))
 SCENE = Image((1000, 1000), pixel_size=(10.0, 10.0, "m"), transform=(10.0, 0.0, 0.0, 0.0, -10.0, 0.0))
+WIDE = Image((100_000, 100_000), pixel_size=(10.0, 10.0, "m"), transform=SCENE.transform)
 #: 0.0009° at 60° N: 100.2 m along the meridian, half of it across.
 NORTH = Image((1000, 1000), pixel_size=(9e-4, 9e-4, "degree"), transform=(9e-4, 0.0, 20.0, 0.0, -9e-4, 60.45))
 FEET = Image((1000, 1000), pixel_size=(0.3048, 0.3048, "m"), transform=(1.0, 0.0, 0.0, 0.0, -1.0, 0.0))
@@ -162,6 +163,10 @@ def test_equal_numbers_without_a_unit_need_no_word() -> None:
         (SLIDE, {"pixel_size": math.nan}, "must be a positive number"),
         (SLIDE, {"pixel_size": 1e4}, "on pixels of 0.25 um, would make memory 0.1 × 0.2 px"),
         (SLIDE, {"pixel_size": 1e-9}, "check the unit"),
+        (SCENE, {"pixel_size": 0.099}, "would make memory 1.01e.05 × 1.01e.05 px: check the unit"),
+        (SCENE, {"trained": (10.0, 10.0, "um")}, "1e.09 × 1e.09 px: check the unit, or read it as stored"),
+        (SCENE, {"trained": (0.01, 10.0, "m")}, "1e.06 × 1e.03 px: check the unit"),
+        (WIDE, {"pixel_size": 0.2}, "5e.06 × 5e.06 px: check the unit"),
         (SLIDE, {"trained": (10.0, 10.0, "m")}, "--pixel-size native"),
         (SCENE, {"trained": (0.5, 0.5, "um")}, "the model learned at, 0.5 um, on pixels of 1e.07 um"),
     ],
@@ -170,6 +175,12 @@ def test_wrong_usage(image: Any, asked: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said) as e:
         choose_sampling(image, **asked)
     assert "\n" not in str(e.value)
+
+
+def test_a_hundredfold_is_not_too_much_and_a_large_image_may_shrink() -> None:
+    assert choose_sampling(SCENE, pixel_size=0.1)[0] == Sampling(level=0, size=(100_000, 100_000))
+    vast = Image((2**22, 2**22), pixel_size=(10.0, 10.0, "m"), transform=SCENE.transform)
+    assert choose_sampling(vast, pixel_size=11)[0] == Sampling(level=0, size=(round(2**22 / 1.1),) * 2)
 
 
 @given(data=st.data(), full=st.tuples(*[st.integers(1, 50)] * 2), target=st.tuples(*[st.integers(1, 50)] * 2))

@@ -22,8 +22,10 @@ TOLERANCE = 0.1
 _SAME = 0.01
 _METRES_PER_DEGREE = 111_320.0
 _METRES = {"m": 1.0, "um": 1e-6}
-#: Longest edge of a grid: beyond it a pixel size is a mistake.
-_MOST_PIXELS = 2**31
+#: Most pixels made along a stored one: 30 m scenes are read at 0.5 m, and a wrong unit is a thousand times off.
+_MOST_MAGNIFIED = 100
+#: Most pixels of a grid much finer than what is stored: a Sentinel-2 tile at 0.1 m has a quarter of them.
+_MOST_MADE = 2**42
 
 
 def choose_sampling(
@@ -135,7 +137,9 @@ def _fitting(raster: Raster, y: float, x: float, what: str, otherwise: str = "")
     """
     full = raster.levels[0]
     height, width = full.height * y, full.width * x
-    if not (max(height, width) < _MOST_PIXELS and min(height, width) >= 0.5):
+    most = max(_MOST_MADE, 2 * full.area)
+    is_absurd = max(y, x) > _MOST_MAGNIFIED * (1 + 1e-9) or height * width > most
+    if is_absurd or min(height, width) < 0.5:
         raise UsageError(
             f"{what} would make {raster.path} {height:.3g} × {width:.3g} px: check the unit{otherwise}"
         )
