@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
+import rasterio
 import zarr
 from PIL import Image
 
@@ -102,13 +106,35 @@ def test_png_modes_as_stored(tmp_path: Path, mode: str) -> None:
         np.testing.assert_array_equal(valid, read[:, :, -1] > 0)
 
 
-@pytest.mark.parametrize("channels", [3, 4])
-def test_colour_of_16_bits_keeps_them(tmp_path: Path, channels: int) -> None:
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bits_of_several_channels_are_kept(tmp_path: Path, channels: int) -> None:
     pixels = noise(12, 10, channels, dtype="uint16")
+    if channels % 2 == 0:
+        pixels[3:5, :, -1] = 0
     (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(pixels))
     raster = open_raster(tmp_path / "x.png")
+    assert raster.shape == pixels.shape
     assert raster.dtype == np.uint16
-    np.testing.assert_array_equal(raster.read(whole(raster)), pixels)
+    assert raster.alpha == {2: 1, 4: 3}.get(channels)
+    read = raster.read(whole(raster))
+    np.testing.assert_array_equal(read, pixels)
+    with _by_rasterio(tmp_path / "x.png") as dataset:
+        np.testing.assert_array_equal(read, np.moveaxis(dataset.read(), 0, -1))
+        np.testing.assert_array_equal(_known(raster), dataset.dataset_mask() != 0)
+
+
+@contextmanager
+def _by_rasterio(path: Path) -> Iterator[rasterio.DatasetReader]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            yield dataset
+
+
+def _known(raster: Raster) -> np.ndarray:
+    """Where there is data, of the whole picture."""
+    valid = raster.valid(whole(raster), raster.read(whole(raster)))
+    return np.ones(raster.shape[:2], bool) if valid is None else valid
 
 
 def test_grey_of_few_bits_is_not_stretched(tmp_path: Path) -> None:

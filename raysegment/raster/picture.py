@@ -32,6 +32,8 @@ _MOST_PIXELS = 400_000_000
 _DTYPES = {"I;16": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 _CHANNELS = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "CMYK": 4}
 _ALPHA = {"LA": 1, "PA": 1, "RGBA": 3}
+#: A PNG's colour type, by the IHDR chunk.
+_GREY_ALPHA = 4
 #: What Pillow multiplies grey of 2 and 4 bits by, to fill a byte.
 _STRETCH = {2: 85, 4: 17}
 
@@ -89,20 +91,20 @@ class PictureRaster:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise InputError(f"{self.path} holds {image.n_frames} pictures: give one picture per file")  # type: ignore[attr-defined]
         # Pillow halves colours of 16 bits without a word, and stretches grey of 2 and 4 bits.
-        depth = self._png_depth() if image.format == "PNG" else 8
+        depth, colour_type = self._png_header() if image.format == "PNG" else (8, None)
         self._is_deep = depth == 16 and image.mode in ("RGB", "RGBA", "LA")
         self._stretch = _STRETCH.get(depth, 1) if image.mode == "L" else 1
-        if image.mode not in _CHANNELS and image.mode not in _DTYPES:
-            raise InputError(
-                f"{self.path} has Pillow's mode {image.mode!r}, which cannot be read: save it as RGB"
-            )
+        # Grey and alpha of 16 bits it calls RGBA.
+        mode = "LA" if self._is_deep and colour_type == _GREY_ALPHA else image.mode
+        if mode not in _CHANNELS and mode not in _DTYPES:
+            raise InputError(f"{self.path} has Pillow's mode {mode!r}, which cannot be read: save it as RGB")
         self.format = "JPEG" if image.format == "MPO" else str(image.format)
-        self.shape = (height, width, _CHANNELS.get(image.mode, 1))
-        self.dtype = np.dtype(np.uint16 if self._is_deep else _DTYPES.get(image.mode, np.uint8))
+        self.shape = (height, width, _CHANNELS.get(mode, 1))
+        self.dtype = np.dtype(np.uint16 if self._is_deep else _DTYPES.get(mode, np.uint8))
         self.levels = (Size(height, width),)
         self.chunk = Size(height, width)
         self.chunks = (self.chunk,)
-        self.alpha = _ALPHA.get(image.mode)
+        self.alpha = _ALPHA.get(mode)
         self.palette = _palette(image)
         transparent = image.info.get("transparency")
         if self.shape[2] == 1 and self.palette is None and isinstance(transparent, int):
@@ -137,11 +139,11 @@ class PictureRaster:
         with self._encoded(whole=True) as f:
             return np.asarray(imagecodecs.png_decode(f.read()))
 
-    def _png_depth(self) -> int:
-        """Bits per sample, by the IHDR chunk."""
+    def _png_header(self) -> tuple[int, int | None]:
+        """Bits per sample and colour type, by the IHDR chunk."""
         with self._encoded() as f:
-            head = f.read(25)
-        return head[24] if len(head) == 25 else 8
+            head = f.read(26)
+        return (head[24], head[25]) if len(head) == 26 else (8, None)
 
     def _encoded(self, *, whole: bool = False) -> IO[bytes]:
         """The picture's own bytes; at a URL, only what is read of them is brought, or the `whole` at once."""
