@@ -85,7 +85,7 @@ def test_png_modes_as_stored(tmp_path: Path, mode: str) -> None:
     image = (
         Image.fromarray(noise(20, 30, dtype="uint16"))
         if mode == "I;16"
-        else Image.fromarray(noise(20, 30, 4)).convert(mode)
+        else Image.fromarray(noise(20, 30, 3 if mode == "P" else 4)).convert(mode)
     )
     image.save(tmp_path / "x.png")
     raster = open_raster(tmp_path / "x.png")
@@ -137,24 +137,72 @@ def _known(raster: Raster) -> np.ndarray:
     return np.ones(raster.shape[:2], bool) if valid is None else valid
 
 
-def test_grey_of_few_bits_is_not_stretched(tmp_path: Path) -> None:
-    pixels = noise(8, 8) % 16
-    (tmp_path / "x.png").write_bytes(_grey_png(pixels))
-    raster = open_raster(tmp_path / "x.png")
-    np.testing.assert_array_equal(raster.read(whole(raster))[:, :, 0], pixels)
-
-
-def _grey_png(pixels: np.ndarray) -> bytes:
-    """Four bits per pixel, which Pillow does not write."""
+def _png(pixels: np.ndarray, depth: int, colour_type: int, **chunks: bytes) -> bytes:
+    """Big-endian samples (height, width, channels) of `depth` bits, with chunks that Pillow does not write."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    height, width = pixels.shape
-    rows = [(pixels[y, 0::2] << 4 | pixels[y, 1::2]).astype(np.uint8).tobytes() for y in range(height)]
-    header = struct.pack(">IIBBBBB", width, height, 4, 0, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    height, width = pixels.shape[:2]
+    samples = pixels.astype(">u2" if depth == 16 else "u1").reshape(height, -1)
+    bits = np.unpackbits(samples[:, :, None].view(np.uint8), axis=2)[:, :, -depth:].reshape(height, -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    parts = {"IHDR": header, **chunks, "IDAT": zlib.compress(rows), "IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name.encode(), data) for name, data in parts.items())
+
+
+def test_grey_of_few_bits_is_not_stretched(tmp_path: Path) -> None:
+    pixels = noise(8, 8, 1) % 16
+    (tmp_path / "x.png").write_bytes(_png(pixels, 4, 0))
+    raster = open_raster(tmp_path / "x.png")
+    np.testing.assert_array_equal(raster.read(whole(raster)), pixels)
+
+
+_GREY, _RGB, _PALETTE = 0, 2, 3
+_PLTE = bytes(range(12))
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour_type", "trns", "nodata"),
+    [
+        (1, _GREY, struct.pack(">H", 1), 1),
+        (4, _GREY, struct.pack(">H", 3), 3),
+        (8, _GREY, struct.pack(">H", 0), 0),
+        (8, _GREY, struct.pack(">H", 258), None),  # no byte holds it
+        (16, _GREY, struct.pack(">H", 2), 2),
+        (8, _RGB, struct.pack(">HHH", 1, 1, 1), 1),
+        (8, _RGB, struct.pack(">HHH", 0, 1, 0), None),
+        (16, _RGB, struct.pack(">HHH", 0, 1, 0), None),
+        (2, _PALETTE, b"\xff\xff\x00", 2),
+        (8, _PALETTE, b"\x00\x80", 0),
+        (8, _PALETTE, b"\xff\x80", None),
+    ],
+)
+def test_transparent_colours_are_rasterios_nodata(
+    tmp_path: Path, depth: int, colour_type: int, trns: bytes, nodata: int | None
+) -> None:
+    channels = 3 if colour_type == _RGB else 1
+    pixels = noise(16, 20, channels) % (2 if channels == 3 or depth == 1 else 4)
+    chunks = {"PLTE": _PLTE, "tRNS": trns} if colour_type == _PALETTE else {"tRNS": trns}
+    (tmp_path / "x.png").write_bytes(_png(pixels, depth, colour_type, **chunks))
+    raster = open_raster(tmp_path / "x.png")
+    assert raster.nodata == nodata
+    with _by_rasterio(tmp_path / "x.png") as dataset:
+        np.testing.assert_array_equal(raster.read(whole(raster)), np.moveaxis(dataset.read(), 0, -1))
+        np.testing.assert_array_equal(_known(raster), dataset.dataset_mask() != 0)
+        is_opaque = trns in (b"\xff\x80", struct.pack(">H", 258))
+        assert (_known(raster).all() and dataset.dataset_mask().all()) == is_opaque
+
+
+def test_several_transparent_colours_of_a_palette_hold_no_data(tmp_path: Path) -> None:
+    pixels = noise(16, 20, 1) % 4
+    (tmp_path / "x.png").write_bytes(_png(pixels, 8, _PALETTE, PLTE=_PLTE, tRNS=b"\x00\xff\x00\x80"))
+    raster = open_raster(tmp_path / "x.png")
+    assert raster.nodata is None
+    with _by_rasterio(tmp_path / "x.png") as dataset:  # its mask has room for one of them alone
+        alpha = np.array([dataset.colormap(1)[index][3] for index in range(4)])
+    np.testing.assert_array_equal(_known(raster), alpha[pixels[:, :, 0]] > 0)
 
 
 def test_jpeg_equals_pillow(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from raysegment.errors import InputError, ReadError, StorageError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.raster.identity import part_identity, path_identity
-from raysegment.raster.validity import valid_pixels
+from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
 from raysegment.storage import Url, is_url, location
 from raysegment.storage.objects import open_bytes
@@ -106,9 +106,10 @@ class PictureRaster:
         self.chunks = (self.chunk,)
         self.alpha = _ALPHA.get(mode)
         self.palette = _palette(image)
-        transparent = image.info.get("transparency")
-        if self.shape[2] == 1 and self.palette is None and isinstance(transparent, int):
-            self.nodata = float(transparent // self._stretch)
+        self._transparent = _transparent(image)
+        if len(self._transparent) == 1 and len({*self._transparent[0]}) == 1:  # as valid_pixels tells it
+            self.nodata = representable(float(self._transparent[0][0]), self.dtype)
+            self._transparent = ()
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         """Pixels as stored (height, width, channels). Raises ReadError."""
@@ -137,7 +138,8 @@ class PictureRaster:
         import imagecodecs
 
         with self._encoded(whole=True) as f:
-            return np.asarray(imagecodecs.png_decode(f.read()))
+            pixels = np.asarray(imagecodecs.png_decode(f.read()))
+        return pixels[:, :, : self.shape[2]]  # libpng makes an alpha channel of a transparent colour
 
     def _png_header(self) -> tuple[int, int | None]:
         """Bits per sample and colour type, by the IHDR chunk."""
@@ -159,8 +161,12 @@ class PictureRaster:
         return cast(IO[bytes], file.stream())
 
     def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
-        """Where alpha is not 0. True = data; None = everywhere."""
-        return valid_pixels(pixels, self.nodata, self.alpha)
+        """Where neither alpha nor the colour says transparent. True = data; None = everywhere."""
+        if not self._transparent:
+            return valid_pixels(pixels, self.nodata, self.alpha)
+        if self.palette is not None:
+            return ~np.isin(pixels[:, :, 0], self._transparent)
+        return (pixels != self._transparent[0]).any(axis=2)
 
     def stored(self, level: int = 0) -> None:
         """A picture is stored whole."""
@@ -182,6 +188,18 @@ def _palette(image: Image) -> tuple[tuple[int, int, int], ...] | None:
         return None
     flat = image.getpalette("RGB") or []
     return tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3))
+
+
+def _transparent(image: Image) -> tuple[tuple[int, ...], ...]:
+    """Stored values of pixels, channel by channel, that a PNG's tRNS chunk or a GIF makes wholly transparent."""
+    value = image.info.get("transparency")
+    if isinstance(value, bytes):  # alpha of every colour of the palette
+        return tuple((index,) for index, alpha in enumerate(value) if alpha == 0)
+    if isinstance(value, tuple):
+        return (value,)
+    if value is None:
+        return ()
+    return ((bool(value) if image.mode == "1" else value,),)  # Pillow's white is 255
 
 
 def _too_large(path: str, seen: str) -> str:
