@@ -11,10 +11,13 @@ import pytest
 import rasterio
 import tifffile
 import zarr
+from made import make_plan, probabilities, summed
+from networks import identity
 from PIL import Image
 
 from raysegment.errors import InputError, UsageError
 from raysegment.geometry import Window
+from raysegment.model.model import Model
 from raysegment.raster import Raster, open_raster
 
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -172,6 +175,21 @@ def test_an_aperio_slide_knows_its_pixel_size() -> None:
     assert raster.format == "SVS slide"
     assert raster.pixel_size == (0.499, 0.499, "um")
     assert len(raster.levels) == 1  # thumbnail, label and macro are no levels
+
+
+@pytest.mark.usefixtures("_plain_warnings")
+def test_a_network_sees_uint64() -> None:
+    path = _DATA / "geotiff_flavours" / "image-tiff" / "gradient-1c-64b.tiff"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    raster = open_raster(path)
+    pixels = raster.read(Window(y=0, x=0, height=raster.shape[0], width=raster.shape[1]))
+    with rasterio.open(path) as dataset:
+        expected = dataset.read(1) / 2**32
+    plain = identity()
+    model = Model(plain.module, plain.spec.model_copy(update={"scale": 2.0**-32}))
+    seen = probabilities(summed(model, make_plan(model, pixels), pixels))
+    np.testing.assert_allclose(seen[1], expected, atol=1e-5)
 
 
 # ---- Zarr

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import Affine
@@ -116,7 +117,9 @@ def test_every_number_type_comes_as_stored(tmp_path: Path, dtype: str) -> None:
         )  # fmt: skip
         raster = open_raster(path)
         assert raster.dtype == dtype
-        np.testing.assert_array_equal(raster.read(whole(raster)), pixels)
+        read = raster.read(whole(raster))
+        np.testing.assert_array_equal(read, pixels)
+        np.testing.assert_array_equal(torch.from_numpy(read).double().numpy(), pixels)
 
 
 def test_one_bit_pixels_are_0_and_1(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ class Page:
         self._whole = Window(y=0, x=0, height=height, width=width)
         self._id = object()
         self.samples = planes * samples
-        self.dtype = np.dtype(np.uint8) if key.dtype.kind == "b" else key.dtype.newbyteorder("=")
+        # By its letters: tifffile's unsigned long long is equal to uint64, but not to torch.
+        native = np.dtype(key.dtype.newbyteorder("=").str)
+        self.dtype = np.dtype(np.uint8) if native.kind == "b" else native
         self._planes, self._samples = planes, samples
         self._segment = (
             Size(key.tilelength, key.tilewidth)
