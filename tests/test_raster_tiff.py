@@ -287,6 +287,13 @@ def rasterio_mask(path: Path) -> np.ndarray:
             return np.asarray(dataset.dataset_mask() != 0)
 
 
+def read_by_rasterio(path: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            return np.moveaxis(dataset.read(), 0, -1)
+
+
 @pytest.mark.parametrize("tiled", [False, True])
 def test_validity_equals_rasterios(tmp_path: Path, tiled: bool) -> None:
     rng = np.random.default_rng(0)
@@ -320,6 +327,19 @@ def test_validity_equals_rasterios(tmp_path: Path, tiled: bool) -> None:
         np.testing.assert_array_equal(valid, rasterio_mask(path)[window.slices()], err_msg=name)
         assert (valid == ~holes[window.slices()]).all() == (name != "nodata in one band"), name
         path.unlink()
+
+
+@pytest.mark.parametrize("layout", [{"tiled": True, "blockxsize": 64, "blockysize": 48}, {"blockysize": 16}])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_jpeg_planes_of_gdal_equal_rasterios(tmp_path: Path, channels: int, layout: dict[str, int]) -> None:
+    path = tmp_path / "x.tif"
+    written(path, pattern("uint8", channels), compress="JPEG", interleave="BAND", **layout)
+    raster = open_raster(path)
+    pixels = raster.read(whole(raster))
+    np.testing.assert_array_equal(pixels, read_by_rasterio(path))
+    assert np.abs(pixels.astype(int) - pattern("uint8", channels)).max() < 20
+    window = Window(y=41, x=59, height=70, width=72)  # across segments, to the edge
+    np.testing.assert_array_equal(raster.read(window), pixels[window.slices()])
 
 
 def test_without_nodata_everything_is_valid(tmp_path: Path) -> None:
