@@ -18,6 +18,7 @@ from raysegment.geometry import Size, Window
 from raysegment.raster import open_raster
 
 HEIGHT, WIDTH = 70, 90
+_KINDS = ("time", "channel", "space", "space", "space")
 
 
 def stored(path: Path, pixels: np.ndarray, **options: Any) -> Path:
@@ -211,6 +212,43 @@ def test_groups_say_what_they_hold(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="image, mask"):
         open_raster(tmp_path / "g.zarr")
     assert open_raster(tmp_path / "g.zarr" / "mask").shape == (8, 9, 1)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_the_one_image_of_bioformats2raw_is_opened(tmp_path: Path, version: str) -> None:
+    path = tmp_path / "b.zarr"
+    layout: dict[str, Any] = {"bioformats2raw.layout": 3}
+    if version == "0.5":
+        zarr.create_group(path, attributes={"ome": {"version": "0.5", **layout}})
+        zarr.create_group(path / "OME", attributes={"ome": {"version": "0.5", "series": ["0"]}})
+    else:
+        zarr.create_group(path, attributes=layout, zarr_format=2)
+        zarr.create_group(path / "OME", attributes={"series": ["0"]}, zarr_format=2)
+    (path / "OME" / "METADATA.ome.xml").write_text("<OME/>")
+    with pytest.raises(InputError, match="holds nothing"):
+        open_raster(path)
+    image = _bioformats_image if version == "0.4" else ome_zarr
+    pixels = image(path / "0")
+    raster = open_raster(path)
+    assert raster.format == f"OME-Zarr {version}"
+    np.testing.assert_array_equal(
+        raster.read(Window(y=0, x=0, height=64, width=48)), pixels.transpose(1, 2, 0)
+    )
+    image(path / "1")
+    with pytest.raises(InputError, match="holds 0, 1: give the path of one image"):
+        open_raster(path)
+
+
+def _bioformats_image(path: Path) -> np.ndarray:
+    """A 0.4 image as bioformats2raw writes it: five axes."""
+    pixels = random(2, 64, 48)
+    stored(path / "0", pixels[None, :, None], zarr_format=2, chunks=(1, 1, 1, 16, 16))
+    axes = [{"name": n, "type": t} for n, t in zip("tczyx", _KINDS, strict=True)]
+    scale = [{"type": "scale", "scale": [1.0, 1.0, 1.0, 0.5, 0.5]}]
+    datasets = [{"path": "0", "coordinateTransformations": scale}]
+    scales = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    zarr.create_group(path, attributes={"multiscales": scales}, zarr_format=2)
+    return pixels
 
 
 @pytest.mark.parametrize(

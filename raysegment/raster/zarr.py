@@ -89,7 +89,9 @@ class ZarrRaster:
         if "multiscales" in ome:
             self._open_multiscales(group, ome, attributes)
             return
-        if ome.get("bioformats2raw.layout") is not None or "labels" in ome:
+        if ome.get("bioformats2raw.layout") is not None:
+            children = sorted(name for name, _ in group.groups() if name != "OME")  # which holds the XML
+        elif "labels" in ome:
             children = sorted(name for name, _ in group.groups())
         else:
             children = sorted(name for name, _ in group.arrays()) or sorted(
