@@ -342,6 +342,13 @@ def test_jpeg_planes_of_gdal_equal_rasterios(tmp_path: Path, channels: int, layo
     np.testing.assert_array_equal(raster.read(window), pixels[window.slices()])
 
 
+def test_three_jpeg_components_that_are_no_colours_equal_rasterios(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    written(path, pattern("uint8"), compress="JPEG", photometric="MINISBLACK", blockysize=16)
+    raster = open_raster(path)
+    np.testing.assert_array_equal(raster.read(whole(raster)), read_by_rasterio(path))
+
+
 def test_without_nodata_everything_is_valid(tmp_path: Path) -> None:
     written(tmp_path / "x.tif", pattern("uint8"))
     raster = open_raster(tmp_path / "x.tif")
