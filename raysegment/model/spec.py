@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Activation = Literal["softmax", "sigmoid", "none"]
-Colour = tuple[int, int, int]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]
 
 #: Distinct, readable on satellite and tissue alike; classes beyond it start again from the second entry.
 PALETTE: tuple[Colour, ...] = (
@@ -31,7 +32,7 @@ class Class(BaseModel):
 
     name: str = Field(min_length=1)
     colour: Colour
-    value: int | Colour | None = None
+    value: int | tuple[int, int, int] | None = None
     """Pixel value or colour in the masks it was learned from."""
 
 
@@ -48,7 +49,7 @@ class ModelSpec(BaseModel):
     with activation "none", probabilities. One sigmoid channel means two classes, index 1 being the channel.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     classes: tuple[Class, ...] = Field(min_length=2)
     channels: int = Field(ge=1)
