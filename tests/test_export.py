@@ -135,6 +135,24 @@ def test_the_command(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
 
 
+def test_both_formats_share_a_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("onnx")
+    path = unet_file(tmp_path / "model.safetensors")
+    rs.export(path, to="onnx", out=tmp_path / "model.onnx")
+    said = (tmp_path / "model.toml").read_bytes()
+    result = rs.export(path, to="pt2", out=tmp_path / "model.pt2")
+    assert result.sidecar == str(tmp_path / "model.toml")
+    assert (tmp_path / "model.toml").read_bytes() == said
+    assert load_model(tmp_path / "model.pt2").spec == load_model(tmp_path / "model.onnx").spec
+    (tmp_path / "model.pt2").unlink()
+    (tmp_path / "model.toml").write_bytes(said + b"# mine\n")
+    monkeypatch.setattr("raysegment.model.export.load_model", lambda _: pytest.fail("work was begun"))
+    with pytest.raises(rs.OutputExistsError, match=r"model\.toml exists"):
+        rs.export(path, to="pt2", out=tmp_path / "model.pt2")
+    assert (tmp_path / "model.toml").read_bytes() == said + b"# mine\n"
+    assert not (tmp_path / "model.pt2").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from raysegment import console
 from raysegment.errors import InputError, OutputExistsError, UsageError, WorkError
 from raysegment.model.brought import first_line
-from raysegment.model.file import load_model
+from raysegment.model.file import load_model, load_spec
 from raysegment.model.fold import fold_batchnorm
 from raysegment.model.model import Model, probabilities
 from raysegment.model.onnx import OnnxNetwork, require
@@ -81,12 +81,14 @@ def export(
         model: path of a model, or a :class:`raysegment.Model` of a PyTorch network.
         to: the format; `out` must end in it.
         out: the file to write; the sidecar has the same stem and `.toml`.
-        overwrite: replace both where they are there already.
+        overwrite: replace both where they are there already; a sidecar that says the same stays anyway.
 
     Raises UsageError, InputError, OutputExistsError; WorkError when the answers differ.
     """
     out = Path(out).absolute()
-    _check_output(out, to, overwrite)
+    _check_format(out, to)
+    text = sidecar_text(model.spec if isinstance(model, Model) else load_spec(model)).encode()
+    _check_free(out, text, overwrite)
     if to == "onnx":
         for library in ("onnx", "onnxruntime", "onnxscript"):
             require(library)
@@ -100,7 +102,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         temp = Path(folder) / out.name
         _write(program, temp, to)
-        sidecar_path(temp).write_text(sidecar_text(original.spec), encoding="utf-8")
+        sidecar_path(temp).write_bytes(text)
         difference = _largest_difference(original, load_model(temp))
         if not difference <= TOLERANCE:  # NaN too
             raise WorkError(
@@ -121,14 +123,20 @@ def export(
     )
 
 
-def _check_output(out: Path, to: str, overwrite: bool) -> None:
+def _check_format(out: Path, to: str) -> None:
     if to not in ("onnx", "pt2"):
         raise UsageError(f"--to {to}: give onnx or pt2")
     if out.suffix != f".{to}":
         raise UsageError(f"--out {out.name}: name it *.{to}, as --to says")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
-    for path in (out, sidecar_path(out)):
+
+
+def _check_free(out: Path, sidecar: bytes, overwrite: bool) -> None:
+    """Raise OutputExistsError for what is in the way. The same sidecar is not: another format of this model has it."""
+    beside = sidecar_path(out)
+    has_same = beside.is_file() and beside.read_bytes() == sidecar
+    for path in (out,) if has_same else (out, beside):
         if path.exists() and not overwrite:
             raise OutputExistsError(f"{path} exists: pass --overwrite, or name another --out")
 
