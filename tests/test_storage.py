@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,18 @@ def test_a_signed_address_keeps_its_query() -> None:
 @pytest.mark.parametrize("name", ["ftp://host/a", "s3://", "az://x/y"])
 def test_what_names_no_place_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=name):
+        location(name)
+
+
+@pytest.mark.parametrize("name", ["", "file://", "FILE://"])
+def test_an_empty_name_is_no_place(name: str) -> None:
+    with pytest.raises(UsageError, match="is an empty path"):
+        location(name)
+
+
+@pytest.mark.parametrize("name", [None, 7, b"a.tif", ["a.tif"]])
+def test_what_is_no_name_is_refused(name: Any) -> None:
+    with pytest.raises(UsageError, match=f"^a {type(name).__name__} is no path"):
         location(name)
 
 

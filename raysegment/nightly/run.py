@@ -118,7 +118,7 @@ def _look(run: Run, retry: bool) -> tuple[Ledger, Todo]:
 def _check_place(run: Run) -> None:
     """Raise UsageError for a ledger or masks that cannot be written, before any work."""
     job = run.job
-    fixed = job.place(job.output.path).partition("{")[0].rpartition("/")[0]
+    fixed = job.place(job.output.path).partition("{")[0].rpartition("/")[0] or "/"
     for path, table in ((fixed, "[output] path"), (job.ledger_path, "[ledger] path")):
         folder = location(path)
         if isinstance(folder, Path):

@@ -121,10 +121,19 @@ def is_url(text: str | os.PathLike[str]) -> bool:
 
 
 def location(text: str | os.PathLike[str]) -> Location:
-    """What a name stands for: an absolute path, or a URL. Raises UsageError for a URL of another kind."""
+    """What a name stands for: an absolute path, or a URL. Raises UsageError for a URL of another kind, an empty name
+    (which `pathlib` takes for the working folder), and what is no name at all."""
+    if not isinstance(text, (str, os.PathLike)):
+        raise UsageError(f"a {type(text).__name__} is no path: give a file, a folder or a URL")
     name = os.fspath(text)
-    if name.lower().startswith("file://"):
-        return Path(unquote(urlsplit(name).path)).absolute()
+    is_file_url = name.lower().startswith("file://")
+    path = unquote(urlsplit(name).path) if is_file_url else name
+    if not path:
+        raise UsageError(
+            f"{name!r} is an empty path: name a file, a folder or a URL (is a variable not set?)"
+        )
+    if is_file_url:
+        return Path(path).absolute()
     if not is_url(name):
         return Path(name).absolute()
     url = Url(name)
