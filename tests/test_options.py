@@ -655,6 +655,20 @@ def test_several_images_become_a_folder_of_masks(tmp_path: Path) -> None:
         place(found[:2], tmp_path / "mask.zarr")
 
 
+@pytest.mark.parametrize("name", ["masks_v1.2", "2026.11", "run.final"])
+def test_a_new_folder_may_have_a_dot(name: str, tmp_path: Path) -> None:
+    placed = place([str(tmp_path / "a.tif"), str(tmp_path / "b.tif")], tmp_path / name)
+    assert [out for _, out in placed] == [tmp_path / name / "a.zarr", tmp_path / name / "b.zarr"]
+
+
+@pytest.mark.parametrize("name", ["mask.png", "mask.JPG", "mask.ZARR", "mask.npy", "mask.gpkg"])
+def test_a_mask_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"name it \*\.zarr"):
+        place([str(tmp_path / "a.tif")], tmp_path / name)
+    (tmp_path / name).mkdir()
+    assert place([str(tmp_path / "a.tif")], tmp_path / name)[0][1] == tmp_path / name / "a.zarr"
+
+
 # ── self-check ───────────────────────────────────────────────────────────────────
 
 

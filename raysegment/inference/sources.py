@@ -10,6 +10,12 @@ from raysegment.errors import InputError, NotBuiltError, UsageError
 from raysegment.storage import Location, Url, is_url, location
 from raysegment.storage.objects import before_work, check_writable, glob, has_magic
 
+#: What a name ends in that is meant for a mask of another kind, or for one that was mistyped.
+_NO_FOLDER = (
+    ".zarr", ".png", ".jpg", ".jpeg", ".jp2", ".webp", ".gif", ".bmp", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vrt",
+    ".img", ".npy", ".npz", ".nc", ".h5", ".hdf5", ".n5", ".zip", ".json", ".geojson", ".gpkg", ".fgb", ".shp",
+)  # fmt: skip
+
 
 def expand(source: str | Path | Sequence[str | Path]) -> list[str]:
     """Paths and URLs of all images named, globs expanded, in order. Raises InputError for a glob without a match."""
@@ -42,7 +48,7 @@ def place(sources: Sequence[str], out: str | Path) -> list[tuple[str, Location]]
             raise UsageError(f"--out {path.name} is one mask for {len(sources)} images: name a folder")
         _check_folder(path, path.parent)
         return [(sources[0], path)]
-    if path.suffix and (isinstance(path, Url) or not path.is_dir()):
+    if path.suffix.lower() in _NO_FOLDER and (isinstance(path, Url) or not path.is_dir()):
         raise UsageError(f"--out {path.name}: the mask is an OME-Zarr; name it *.zarr, or a folder")
     if path.is_file():
         raise UsageError(f"--out {path} is a file: name a folder, or a *.zarr")
