@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import ArrayRaster, make_plan, probabilities, summed
 from networks import Constant, constant, contrasting, convolutional, identity
+from PIL import Image as Picture
 from reference import whole_image
 from torch import nn
 
@@ -27,11 +30,12 @@ from raysegment.inference import segmenter as segmenting
 from raysegment.inference.assembly import Assembly, Shard
 from raysegment.inference.blend import Blend, window
 from raysegment.inference.foreground import Foreground, Layer
+from raysegment.inference.image import Image, open_planned
 from raysegment.inference.options import request_of
 from raysegment.inference.outcome import ONE, labels_of
 from raysegment.inference.pipeline import SegmentActor
 from raysegment.inference.plan import Plan
-from raysegment.inference.resolve import _fitted
+from raysegment.inference.resolve import _fitted, copy_dear_sources, planned
 from raysegment.inference.scratch import MAX_ATTEMPTS, Scratch
 from raysegment.inference.segmenter import Segmenter
 from raysegment.inference.selfcheck import self_check
@@ -40,6 +44,7 @@ from raysegment.inference.stitch import stitch
 from raysegment.mask.store import MaskStore
 from raysegment.model.model import Model
 from raysegment.model.spec import ModelSpec, default_classes
+from raysegment.raster.sampling import Sampling, sampled
 
 BLENDS = st.sampled_from(["hann", "gaussian", "linear", "none"])
 TILE, OVERLAP = 32, 8
@@ -437,6 +442,110 @@ def test_a_block_of_background_alone_is_never_read(tmp_path: Path) -> None:
     assert run == 5 * 7  # tiles begin at 24 k − 4: the first seven reach into what is left of 160
     with pytest.raises(AssertionError, match="was read"):
         segmented(model, plan, Untouchable(image), tmp_path, None)
+
+
+# ── the model's nodata ───────────────────────────────────────────────────────────
+
+WHOLE = Window(y=0, x=0, height=90, width=120)
+
+
+def with_holes(kind: str, value: float) -> tuple[np.ndarray, np.ndarray]:
+    """An image of two channels (one in a picture), and where all of them are `value`, or NaN."""
+    pixels = noise(WHOLE.height, WHOLE.width, 1 if kind == "png" else 2).astype(
+        np.float32 if kind == "float" else np.uint8
+    )
+    pixels[pixels == value] += 1
+    pixels[:40, :50] = value
+    holes = np.zeros(WHOLE.size, bool)
+    holes[:40, :50] = True
+    if pixels.shape[2] == 2:
+        pixels[60:80, 60:100, 0] = value  # one of two bands: still a measurement
+    if kind == "float":
+        pixels[80:, 100:] = np.nan
+        holes[80:, 100:] = True
+    return pixels, holes
+
+
+def write_as(kind: str, folder: Path, pixels: np.ndarray, own: int | None = None) -> Path:
+    if kind == "png":
+        Picture.fromarray(pixels[..., 0]).save(folder / "scene.png")
+        return folder / "scene.png"
+    if kind == "zarr":
+        zarr.save_array(folder / "scene.zarr", np.moveaxis(pixels, 2, 0), zarr_format=3)
+        return folder / "scene.zarr"
+    tags = [] if own is None else [(42113, 2, 0, str(own), True)]
+    options: Any = {"planarconfig": "contig", "photometric": "minisblack", "extrasamples": [0]}
+    tifffile.imwrite(
+        folder / "scene.tif",
+        pixels,
+        tile=(32, 32),
+        extratags=tags,
+        metadata=None,
+        compression="zlib",
+        **options,
+    )
+    return folder / "scene.tif"
+
+
+def segmented_file(model: Model, source: Path, folder: Path, **asked: Any) -> tuple[np.ndarray, int]:
+    """The labels of a file as `infer` opens it and a worker opens it again, and how many tiles were run."""
+    image = Image.open(source, folder / "mask.zarr", request_of(asked), model.spec, None)
+    scratch = Scratch(folder / "scratch")
+    plan = make_plan(model, noise(*image.view.shape), images=(planned(image, TILE, OVERLAP),))
+    plan = copy_dear_sources(plan, [image], scratch)
+    made, run = segmented(
+        model, plan, open_planned(plan.images[0], scratch), folder / "records", image.foreground
+    )
+    return made["labels"], run
+
+
+@pytest.mark.parametrize("kind", ["tiff", "float", "zarr", "png", "copied"])
+def test_the_model_s_nodata_holds_where_the_image_says_none(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "copied":
+        monkeypatch.setattr("raysegment.inference.resolve.is_dear", lambda *_: True)
+    pixels, holes = with_holes(kind, 7)
+    source = write_as(kind, tmp_path, pixels)
+    model = convolutional(channels=pixels.shape[2], nodata=7)
+    labels, _ = segmented_file(model, source, tmp_path)
+    assert np.array_equal(labels == 255, holes)
+    seen = np.where(holes[..., None], 128, pixels)  # 128 / 64 − 2 is 0: so nodata enters the network
+    p = whole_image(model, seen, TILE, OVERLAP, "hann")
+    assert np.array_equal(labels[~holes], p.argmax(axis=0)[~holes])
+    assert (tmp_path / "scratch" / "copies").exists() == (kind == "copied")
+
+
+@pytest.mark.parametrize(("own", "said"), [(9, 7), (None, -9999), (None, 7.5), (None, None)])
+def test_the_image_s_own_nodata_wins_and_what_no_pixel_holds_is_none(
+    own: int | None, said: float | None, tmp_path: Path
+) -> None:
+    pixels, _ = with_holes("tiff", 7)
+    pixels[50:60] = 9
+    source = write_as("tiff", tmp_path, pixels, own)
+    labels, _ = segmented_file(convolutional(channels=2, nodata=said), source, tmp_path)
+    assert np.array_equal(labels == 255, (pixels == 9).all(axis=2) & (own == 9))
+
+
+def test_the_model_s_nodata_is_skipped_resampled_and_in_no_tile_that_is_not_stored(tmp_path: Path) -> None:
+    pixels, holes = with_holes("tiff", 7)
+    model, source = convolutional(channels=2, nodata=7), write_as("tiff", tmp_path, pixels)
+    everything, every_tile = segmented_file(model, source, tmp_path / "all")
+    skipping, fewer = segmented_file(model, source, tmp_path / "auto", foreground="auto")
+    assert np.array_equal(everything, skipping)
+    assert fewer < every_tile
+    half = Image.open(source, tmp_path / "m.zarr", request_of({}), model.spec, None)
+    view = sampled(half.stored, Sampling(level=0, size=Size(45, 60)))
+    window = Window(y=0, x=0, height=45, width=60)
+    valid = view.valid(window, view.read(window))
+    assert valid is not None
+    assert np.array_equal(~valid, holes[::2, ::2])
+    # what a file leaves out is 0 unless the file itself says otherwise
+    sparse, there = tmp_path / "sparse.tif", np.full((32, 32), 3, np.uint8)
+    options: Any = {"photometric": "minisblack", "tile": (32, 32), "metadata": None, "dtype": np.uint8}
+    tifffile.imwrite(sparse, iter([there, None, None, None]), shape=(64, 64), **options)
+    image = Image.open(sparse, tmp_path / "m.zarr", request_of({}), identity(nodata=7).spec, None)
+    assert np.unique(image.stored.read(Window(y=0, x=0, height=64, width=64))).tolist() == [0, 3]
 
 
 # ── what cannot be done ──────────────────────────────────────────────────────────

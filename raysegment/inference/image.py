@@ -17,6 +17,7 @@ from raysegment.raster import open_raster
 from raysegment.raster.resolution import choose_sampling
 from raysegment.raster.sampling import Sampling, sampled
 from raysegment.raster.transcoded import open_transcoded
+from raysegment.raster.validity import declare_nodata
 from raysegment.storage import Location, location
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Image:
         select: Mapping[str, int] | None,
     ) -> Image:
         """Open an image, and choose its resolution. Raises InputError and UsageError."""
-        stored = open_raster(source, select=select)
+        stored = declare_nodata(open_raster(source, select=select), spec.nodata)
         if _overlap(out, location(stored.path)):
             raise UsageError(
                 f"--out {out} and the source {stored.path} lie in one another: name another output"
@@ -118,7 +119,7 @@ def _overlap(out: Location, source: Location) -> bool:
 
 def open_planned(image: ImagePlan, scratch: Scratch | None = None) -> Raster:
     """The image of a plan as the network sees it; its copy where the scratch is given. Raises InputError."""
-    raster = open_raster(image.source, select=image.select)
+    raster = declare_nodata(open_raster(image.source, select=image.select), image.nodata)
     if image.copy_name is not None and scratch is not None:
         raster = open_transcoded(scratch.copies / image.copy_name, raster)
     return sampled(raster, image.sampling)

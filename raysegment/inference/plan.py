@@ -57,6 +57,8 @@ class ImagePlan(BaseModel):
     """Stored channels that the network sees, in its order."""
     region: Window
     cells_per_block: int
+    nodata: float | None = None
+    """The model's: what means no data where the source has no such value of its own."""
     skip: bool = False
     """Whether tiles without a foreground pixel are left out."""
     foreground: str | None = None

@@ -114,6 +114,7 @@ def planned(image: Image, tile: int, overlap: int) -> ImagePlan:
         channels=image.channels,
         region=image.region,
         cells_per_block=choose_cells(request, image.region, tile, overlap),
+        nodata=image.spec.nodata,
         skip=request.foreground != "all",
         foreground=image.foreground.digest if image.foreground is not None else None,
         output=str(image.out),

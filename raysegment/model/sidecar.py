@@ -13,7 +13,7 @@
     margin = 0                             # pixels that the output lacks on each side
     pixel_size = [0.5, 0.5, "m"]           # (y, x, unit) it was trained at
     thresholds = [0.5, 0.4]
-    nodata = 0
+    nodata = 0                             # of images that have no nodata value of their own
     licence = "CC-BY-4.0"
 
 Only `classes` and `channels` must be there.

@@ -68,6 +68,7 @@ class ModelSpec(BaseModel):
     thresholds: tuple[float, ...] | None = None
     """Operating threshold θ per class: the label is argmax of p/θ. None: all equal."""
     nodata: float | None = None
+    """What means no data in images that have no such value of their own; NaN always does."""
     licence: str | None = None
     architecture: dict[str, Any] | None = None
     """What rebuilds the module: {"name": "unet", …}. None for networks that users bring."""

@@ -124,6 +124,7 @@ class TiffRaster:
         self.crs = place.crs
         self.transform = place.transform
         self.nodata = representable(place.nodata, self.dtype)
+        self._absent = self.nodata if self.nodata is not None else 0
         self.alpha = _alpha(first) if len(main.pages) == 1 else None
         self.palette = _palette(first)
 
@@ -132,10 +133,9 @@ class TiffRaster:
         at = self._levels[level]
         check_window(window, at.size, self.path)
         out = np.empty((window.height, window.width, self.shape[2]), self.dtype)
-        fill = self.nodata if self.nodata is not None else 0
         start = 0
         for page in at.pages:
-            page.read_into(window, out[:, :, start : start + page.samples], fill)
+            page.read_into(window, out[:, :, start : start + page.samples], self._absent)
             start += page.samples
         return out
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from raysegment.raster.protocol import Raster
 
 
 def representable(nodata: float | None, dtype: np.dtype) -> float | None:
@@ -19,6 +23,14 @@ def representable(nodata: float | None, dtype: np.dtype) -> float | None:
         return None
     info = np.iinfo(dtype)
     return nodata if info.min <= nodata <= info.max else None
+
+
+def declare_nodata(raster: Raster, nodata: float | None) -> Raster:
+    """`raster`, which takes `nodata` for no data where it has no such value of its own; a value that its dtype cannot
+    hold means nothing. Known to this object alone: whoever opens the image again declares it again."""
+    if raster.nodata is None:
+        raster.nodata = representable(nodata, raster.dtype)
+    return raster
 
 
 def valid_pixels(pixels: np.ndarray, nodata: float | None, alpha: int | None) -> np.ndarray | None:
