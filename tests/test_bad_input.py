@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 
 import raysegment as rs
 from raysegment.cli.app import app
+from raysegment.inference.job import Job
+from raysegment.inference.options import request_of
+from raysegment.inference.scratch import Scratch
 from raysegment.model.architectures import build
 from raysegment.model.file import save_model
 
@@ -152,6 +155,36 @@ def test_an_output_that_is_something_else(scene: Path, model: Path, tmp_path: Pa
         says="name another output",
     )
     assert (tmp_path / "m.zarr" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"[]",
+        b"null",
+        b'{"attributes": null}',
+        b'{"attributes": [1]}',
+        b'{"attributes": {"raysegment": "yes"}}',
+        b'{"attributes": {"raysegment": {"recipe": {}}}}',
+        b'{"attributes": {"raysegment": {"recipe": {"region": [0, 0, 9]}, "tiles": 1, "class_pixels": {}}}}',
+        b'{"zarr_format": 3, "node_type": "group", "attributes": {"ome": {}}}',
+    ],
+)
+@pytest.mark.parametrize("side", [False, True])
+def test_damaged_or_foreign_metadata_at_the_output_is_no_mask_of_ours(
+    scene: Path, model: Path, tmp_path: Path, content: bytes, side: bool
+) -> None:
+    there = tmp_path / ("m.probabilities.zarr" if side else "m.zarr")
+    there.mkdir()
+    (there / "zarr.json").write_bytes(content)
+    words = ["infer", scene, "--model", model, "--out", tmp_path / "m.zarr", "--probabilities"]
+    fails(2, *words, says="is no mask of raysegment")
+    assert (there / "zarr.json").read_bytes() == content
+    job = Job.open([(scene, tmp_path / "m.zarr")], model, request_of({"probabilities": True}), None)
+    assert job.finished_mask(job.images[0], Scratch(tmp_path / "s"), overwrite=True) is None  # it makes room
 
 
 def first_tile(path: Path) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from raysegment.inference.plan import ImagePlan, Plan
 from raysegment.inference.request import Request, choose_cells, choose_tile
 from raysegment.inference.results import readable_bytes
 from raysegment.mask.outputs import SIDE_OUTPUTS, side_path
-from raysegment.mask.store import finished, remove_store
+from raysegment.mask.store import finished, is_ours, remove_store
 from raysegment.model.file import file_identity, load_model, load_spec
 from raysegment.runtime.device import Device, worker_device
 from raysegment.storage import Location, Url, is_url, location
@@ -139,7 +139,7 @@ class Job:
 
     def check_in_the_way(self, path: Location, scratch: Scratch, overwrite: bool) -> None:
         """Raise OutputExistsError for something at an output that is none of ours."""
-        if (path / "zarr.json").is_file() and _is_ours(path):
+        if is_ours(path):
             return
         unfinished = scratch.load_plan(overwrite=overwrite) is not None
         empty = path.is_dir() and not any(path.iterdir())
@@ -247,11 +247,6 @@ def check_space(plan: Plan, copies: int, scratch: Location) -> None:
     console.detail(
         "space: " + ", ".join(f"{folder} needs at most {readable_bytes(n)}" for folder, n in needs.values())
     )
-
-
-def _is_ours(path: Location) -> bool:
-    """A finished mask of ours, or what is written beside one."""
-    return finished(path) is not None or "raysegment_field" in (path / "zarr.json").read_text()
 
 
 def _is_zarr(path: Location) -> bool:

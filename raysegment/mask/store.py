@@ -175,10 +175,36 @@ def mode_2x2(labels: np.ndarray) -> np.ndarray:
 
 
 def finished(path: Location) -> dict[str, Any] | None:
-    """What a finished mask of ours at `path` says of itself (its ``raysegment`` attributes), or None."""
+    """What a finished mask of ours at `path` says of itself (its ``raysegment`` attributes), or None: also where
+    somebody else's, or damaged, metadata lies."""
+    about = _root_attributes(path).get("raysegment")
+    return about if _is_complete(about) else None
+
+
+def is_ours(path: Location) -> bool:
+    """Whether a finished mask of ours lies there, or what is written beside one."""
+    return finished(path) is not None or "raysegment_field" in _root_attributes(path)
+
+
+def _root_attributes(path: Location) -> dict[str, Any]:
+    """Attributes of the Zarr at `path`; none where its metadata is missing or cannot be understood."""
     if not (path / "zarr.json").is_file():
-        return None
-    return json.loads((path / "zarr.json").read_text()).get("attributes", {}).get("raysegment")
+        return {}
+    try:
+        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return attributes if isinstance(attributes, dict) else {}
+
+
+def _is_complete(about: Any) -> bool:
+    """Whether these attributes say what a call that finds its mask finished answers."""
+    try:
+        _, _, height, width = map(int, about["recipe"]["region"])
+        counts = [int(about["tiles"]), *map(int, about["class_pixels"].values())]
+        return min(height, width, *counts) >= 0 and isinstance(about.get("failed_regions", []), list)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _attributes(header: MaskHeader, shapes: list[Size]) -> dict[str, Any]:
