@@ -174,7 +174,7 @@ def infer(
 def _auto_or_count(text: str, option: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"{option} {text!r}: give auto or a number from 1")
     return int(text)
 
@@ -183,7 +183,7 @@ def _selection(text: str | None) -> dict[str, int] | None:
     if text is None:
         return None
     pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(axis and sign and index.isdigit() for axis, sign, index in pairs):
+    if not all(axis and sign and index.isdecimal() for axis, sign, index in pairs):
         raise UsageError(f"--select {text!r}: give axis=index pairs, such as z=0,t=0")
     return {axis.strip(): int(index) for axis, _, index in pairs}
 
@@ -201,6 +201,6 @@ def _channels(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
+    if not all(part.isdecimal() for part in parts):
         raise UsageError(f"--channels {text!r}: give indices from 0, such as 0,1,2")
     return tuple(map(int, parts))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from raysegment.inference.job import Job
-from raysegment.inference.options import Auto, Options, itemsize_of, request_of, worker_count
+from raysegment.inference.options import Auto, Options, check_workers, itemsize_of, request_of, worker_count
 from raysegment.inference.plan import VIEWS, Plan, read_bytes
 from raysegment.inference.resolve import amplification, is_dear, resolve
 from raysegment.inference.results import PlanResult
@@ -34,6 +34,7 @@ def plan(
     A few tiles are forwarded, in this process or on a GPU of the cluster, to choose the precision and to estimate the
     time. Of several images, the figures are the sums, and shape and block those of the first.
     """
+    check_workers(workers)
     images = [(s, Path("mask.zarr")) for s in expand(source)]
     job = Job.open(images, model, request_of(options), select, workers)
     job.check()

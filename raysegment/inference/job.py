@@ -64,6 +64,13 @@ class Job:
         if isinstance(model, (str, os.PathLike)):
             path = str(location(model))
             return cls((), path, file_identity(path), load_spec(path), request)
+        from raysegment.model.model import Model
+
+        if not isinstance(model, Model):
+            raise UsageError(
+                f"model is a {type(model).__name__}: give a model's path, or wrap a network of your own: "
+                "raysegment.Model(module, spec)"
+            )
         return cls((), model, model.identity(), model.spec, request)
 
     def check(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import ValidationError
@@ -53,6 +54,13 @@ def request_of(options: Mapping[str, Any]) -> Request:
         option = str(first["loc"][0]).replace("_", "-")
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"--{option} {first['input']!r}: {message[:1].lower()}{message[1:]}") from e
+
+
+def check_workers(workers: int | Auto) -> None:
+    """Raise UsageError for what is no number of processes."""
+    is_number = isinstance(workers, Integral) and not isinstance(workers, bool)
+    if workers != "auto" and not (is_number and workers >= 1):
+        raise UsageError(f"--workers {workers!r}: give auto or a number from 1")
 
 
 def itemsize_of(job: Job) -> int:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
-from raysegment.errors import StorageError, UsageError, WorkError
+from raysegment.errors import StorageError, WorkError
 from raysegment.inference.finish import InferredImage, finish_image
 from raysegment.inference.job import Job
-from raysegment.inference.options import Auto, Options, itemsize_of, request_of, worker_count
+from raysegment.inference.options import Auto, Options, check_workers, itemsize_of, request_of, worker_count
 from raysegment.inference.plan import Plan
 from raysegment.inference.resolve import settle
 from raysegment.inference.results import InferResult, InferResults
@@ -97,14 +97,13 @@ def infer(
         WorkError: during it; nothing that was done is lost.
     """
     started = time.monotonic()
+    check_workers(workers)
     names = expand(source)
     places = place(names, out)
     job = Job.open(places, model, request_of(options), select, workers)
     root = location(out)
     folder = Scratch(location(scratch) if scratch is not None else root.with_name(root.name + ".scratch"))
     job.check()
-    if workers != "auto" and workers < 1:
-        raise UsageError(f"--workers {workers}: at least 1 is needed")
     done, todo = _finished(job, folder, overwrite)
     if todo:
         folder.check()

@@ -40,6 +40,8 @@ def place(sources: Sequence[str], out: str | Path) -> list[tuple[str, Location]]
 
     Raises UsageError for a name that cannot be.
     """
+    if out is None:
+        raise UsageError("out is None: name the mask, such as mask.zarr, or a folder")
     path = location(out)
     if path.suffix.lower() in (".tif", ".tiff"):
         raise NotBuiltError(f"--out {path.name}: masks as TIFF are not built yet; name it *.zarr")

@@ -169,7 +169,7 @@ def _unit_metres(keys: Mapping[int, int]) -> float | None:
 
 def _looks_geographic(crs: str) -> bool:
     authority, _, code = crs.partition(":")
-    if authority == "EPSG" and code.isdigit():
+    if authority == "EPSG" and code.isdecimal():
         return 4000 <= int(code) <= 4999
     return crs.lstrip().upper().startswith(("GEOG", "OGC:CRS84"))
 

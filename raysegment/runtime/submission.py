@@ -44,7 +44,7 @@ def submit(jobs: Jobs, command: str, words: Sequence[str], parcel: Parcel) -> st
 def _attempt(job: str, name: str) -> int:
     """Which attempt at `name` the id is; 0: none."""
     head, _, number = job.rpartition("-")
-    return int(number) if head == name and number.isdigit() else 0
+    return int(number) if head == name and number.isdecimal() else 0
 
 
 def _next(name: str, attempts: Sequence[JobState]) -> str:
