@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,13 @@ def test_another_channel_count(model: Path, tmp_path: Path) -> None:
         (["--polygons", "x.geojson"], "not built yet"),
         (["--block", "big"], "--block"),
         (["--workers", 0], "--workers"),
+        (["--workers", "²"], "--workers"),
+        (["--batch-size", "²"], "--batch-size"),
+        (["--channels", "²,1,0"], "--channels"),
+        (["--select", "z=²"], "--select"),
+        (["--tile", 1_000_000], "one tile takes at least"),
+        (["--scratch", ""], "empty path"),
+        (["--foreground", ""], "empty path"),
         (["--blend", "magic"], "--blend"),
         (["--precision", "fp8"], "--precision"),
         (["--select", "z"], "--select"),
@@ -134,10 +142,60 @@ def test_options_that_cannot_be(
 
 @pytest.mark.parametrize(
     ("out", "says"),
-    [("mask.tif", "not built yet"), ("mask.png", "*.zarr"), ("no/where.zarr", "does not exist")],
+    [
+        ("mask.tif", "not built yet"),
+        ("mask.png", "*.zarr"),
+        ("no/where.zarr", "does not exist"),
+        ("", "empty path"),
+    ],
 )
 def test_outputs_that_cannot_be(scene: Path, model: Path, tmp_path: Path, out: str, says: str) -> None:
-    fails(2, "infer", scene, "--model", model, "--out", tmp_path / out, says=says)
+    fails(2, "infer", scene, "--model", model, "--out", tmp_path / out if out else "", says=says)
+
+
+def test_empty_names_are_refused_everywhere(scene: Path, model: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "m.zarr", training_set(tmp_path / "data")
+    fails(2, "infer", "", "--model", model, "--out", out, says="empty path")
+    fails(2, "infer", scene, "--model", "", "--out", out, says="empty path")
+    fails(2, "train", data, "--out", "", says="empty path")
+    fails(2, "train", "", "--out", tmp_path / "run", says="empty path")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "scene.tif"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"model": torch.nn.Conv2d(3, 2, 1)}, r"^model is a Conv2d: .*raysegment\.Model\(module, spec\)"),
+        ({"workers": "3"}, "^--workers '3': give auto or a number"),
+        ({"workers": True}, "^--workers True"),
+        ({"workers": 1.5}, "^--workers 1.5"),
+        ({"out": None}, "^out is None: name the mask"),
+    ],
+)
+def test_arguments_of_another_type(
+    scene: Path, model: Path, tmp_path: Path, arguments: dict[str, Any], says: str
+) -> None:
+    given = {"model": model, "out": tmp_path / "m.zarr", **arguments}
+    with pytest.raises(rs.UsageError, match=says) as caught:
+        rs.infer(scene, **given)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_a_tile_beyond_all_memory_is_refused_before_the_network_is_read(
+    scene: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*_: object) -> None:
+        raise rs.WorkError("the network was read")
+
+    monkeypatch.setattr("raysegment.inference.job.load_model", unread)
+    monkeypatch.setattr("raysegment.runtime.device.available_memory", lambda: 8 << 30)
+    words = ["infer", scene, "--model", model, "--device", "cpu"]
+    least = 20_000**2 * (3 * 5 + 4 + 16)  # three channels, one plane of two classes
+    assert least > 8 << 30
+    for rest in (["--out", tmp_path / "m.zarr"], ["--plan"]):
+        fails(2, *words, "--tile", 20_000, *rest, says="--tile 20000: one tile takes at least 14 GB")
+    fails(1, *words, "--tile", 4000, "--plan", says="the network was read")  # what may fit is tried
 
 
 def test_an_output_that_is_something_else(scene: Path, model: Path, tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from raysegment import console
 from raysegment.errors import OutputExistsError, UsageError
 from raysegment.inference.image import Image
 from raysegment.inference.plan import ImagePlan, Plan
-from raysegment.inference.request import Request, choose_cells, choose_tile
+from raysegment.inference.request import Request, choose_cells, choose_tile, least_tile_bytes
 from raysegment.inference.results import readable_bytes
 from raysegment.mask.outputs import SIDE_OUTPUTS, side_path
 from raysegment.mask.store import finished, is_ours, remove_store
 from raysegment.model.file import file_identity, load_model, load_spec
-from raysegment.runtime.device import Device, worker_device
+from raysegment.runtime.device import Device, is_here, traits, worker_device
 from raysegment.storage import Location, Url, is_url, location
 
 if TYPE_CHECKING:
@@ -75,10 +75,21 @@ class Job:
 
     def check(self) -> None:
         """Raise UsageError or InputError for what does not fit, before anything is touched."""
-        _ = self.device
-        choose_tile(self.request, self.spec)
+        self.check_tile()
         for image in self.images:
             image.check()
+
+    def check_tile(self) -> None:
+        """Raise UsageError for a tile that the model does not allow, or that no memory here could hold."""
+        tile, _ = choose_tile(self.request, self.spec)
+        if not is_here(self.device):
+            return  # a GPU of the cluster, which says by itself when it is too small
+        need, there = least_tile_bytes(tile, self.spec), traits(self.device).memory
+        if need > there:
+            raise UsageError(
+                f"--tile {tile}: one tile takes at least {readable_bytes(need)} of memory and there are "
+                f"{readable_bytes(there)}: choose a smaller one"
+            )
 
     @cached_property
     def device(self) -> Device:

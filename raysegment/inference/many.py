@@ -19,7 +19,6 @@ from raysegment.inference.joining import Joining
 from raysegment.inference.options import worker_count
 from raysegment.inference.plan import Plan
 from raysegment.inference.policy import Policy
-from raysegment.inference.request import choose_tile
 from raysegment.inference.scratch import Scratch
 from raysegment.mask.outputs import side_path
 from raysegment.mask.store import finished
@@ -74,8 +73,7 @@ def infer_many(
     Raises UsageError and InputError before any work; WorkError for what no image is to blame for.
     """
     job = replace(job, workers=workers)
-    _ = job.device
-    choose_tile(job.request, job.spec)
+    job.check_tile()
     folder = Scratch(scratch)
     folder.check()
     try:

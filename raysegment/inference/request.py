@@ -108,6 +108,13 @@ def choose_tile(request: Request, spec: ModelSpec) -> tuple[int, int]:
     return tile, min(choices, key=lambda v: abs(v - tile / 8))
 
 
+def least_tile_bytes(tile: int, spec: ModelSpec) -> int:
+    """Memory that one tile takes at the least, whatever the network holds between its layers: its pixels as stored and
+    as float32; the answer, weighted, rounded and summed; the weights."""
+    planes = 1 if len(spec.classes) == 2 else len(spec.classes)
+    return (tile + 2 * spec.margin) ** 2 * spec.channels * (1 + 4) + tile**2 * (planes * 4 * 4 + 4)
+
+
 def least_cells(tile: int, overlap: int) -> int:
     """Cells that a block needs per axis, so that a rim is shared with the next block alone."""
     return -(-overlap // (tile - overlap)) + 1
