@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from masks import write_tiff_mask
 from PIL import Image
 
 from raysegment.classes import ClassMap
@@ -15,10 +17,11 @@ from raysegment.errors import InputError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.model.spec import default_classes
 from raysegment.training import windows
-from raysegment.training.dataset import find_scenes
+from raysegment.training.dataset import common_format, find_scenes
 from raysegment.training.prepare import prepare, request
 from raysegment.training.resolution import Resampled, at_pixel_size
 from raysegment.training.settings import Settings
+from raysegment.training.survey import survey
 from raysegment.training.windows import WindowReader
 
 _TWO = ClassMap(default_classes(2), {0: 0, 255: 1}, source="a test")
@@ -134,3 +137,30 @@ def test_a_resampled_mask_travels_with_its_values(data: Path) -> None:
     values = mask.read(window)
     assert set(np.unique(values)) == {0, 255}
     assert np.array_equal(pickle.loads(pickle.dumps(mask)).read(window), values)
+
+
+def test_a_mask_s_own_coding_and_the_names_of_polygons_survive_another_pixel_size(tmp_path: Path) -> None:
+    pytest.importorskip("rasterio", reason="draws the polygons")
+    image = np.random.default_rng(1).integers(0, 256, (40, 60), dtype=np.uint8)
+    labels = np.repeat(np.arange(3, dtype=np.uint8), 20)[None].repeat(40, axis=0)
+    for root in ("own", "drawn"):
+        _slide(tmp_path / root, "a", 0.25, image, labels)
+        (tmp_path / root / "masks" / "a.png").unlink()
+    write_tiff_mask(tmp_path / "own" / "masks" / "a.tif", labels, [("sea", 10), ("coast", 5), ("land", 7)])
+    boxes = {name: [[[x, 1], [x + 12, 1], [x + 12, 39], [x, 39], [x, 1]]] for x, name in
+             ((2, "cedar"), (22, "ash"), (42, "birch"))}  # fmt: skip
+    features = [
+        {"type": "Feature", "properties": {"class": n}, "geometry": {"type": "Polygon", "coordinates": c}}
+        for n, c in boxes.items()
+    ]
+    (tmp_path / "drawn" / "masks" / "a.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": features})
+    )
+    for root, names in (("own", ("sea", "coast", "land")), ("drawn", ("background", "ash", "birch", "cedar"))):
+        stored = find_scenes(tmp_path / root)
+        halved, _ = at_pixel_size(stored, 0.5)
+        assert isinstance(halved[0].mask, Resampled)
+        seen = [survey(scenes, (), common_format(scenes)) for scenes in (stored, halved)]
+        assert [s.classes.names for s in seen] == [names] * 2
+        assert seen[0].classes.codes == seen[1].classes.codes
+        assert seen[0].frequencies == pytest.approx(seen[1].frequencies, abs=0.02)

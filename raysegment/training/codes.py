@@ -97,8 +97,11 @@ def kind_of(mask: Raster) -> Kind:
 
 def labels_of(mask: Raster) -> Mapping[int, str] | None:
     """Code → label of a mask of polygons, None for any other."""
+    from raysegment.raster.sampling import SampledRaster
     from raysegment.training.forms.polygons import PolygonRaster
 
+    if isinstance(mask, SampledRaster):
+        mask = mask.raster
     return mask.labels if isinstance(mask, PolygonRaster) else None
 
 

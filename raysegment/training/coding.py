@@ -12,6 +12,7 @@ from raysegment.threads import OPENERS, in_order
 from raysegment.training.codes import Code, FileCodes, entry, greys_as_values, sorted_codes, total
 from raysegment.training.doubt import find_doubt
 from raysegment.training.forms import File, Source
+from raysegment.training.resolution import Resampled
 
 
 def told(masks: Sequence[Source]) -> ClassMap | None:
@@ -28,6 +29,8 @@ def told(masks: Sequence[Source]) -> ClassMap | None:
 
 
 def _told_by(mask: Source) -> Coding | None:
+    if isinstance(mask, Resampled):
+        mask = mask.source
     return read_coding(mask.path) if isinstance(mask, File) else None
 
 
