@@ -1,13 +1,4 @@
-"""The classes file: which pixel value or colour of a mask means which class.
-
-ignore = [254, "#000000"]       # optional: values or colours that are neither learned nor scored
-[[class]]
-name = "water"
-value = 1                       # or values = [1, 7], range = [128, 255] (both ends included),
-                                # colour = "#808000", colours = ["#808000", …],
-                                # label = "Tumor", labels = ["Tumor", …] of polygons (0: where there is none)
-display = "#0072b2"             # optional: its colour in pictures
-"""
+"""Classes, and the codes of mask pixels that stand for them; how people write them down: classes_file.py."""
 
 from __future__ import annotations
 
@@ -16,10 +7,11 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
+from raysegment.classes_file import ClassesFile, rgb
 from raysegment.errors import InputError, first_complaint
 from raysegment.model.spec import Class, Colour, default_classes
 from raysegment.storage import Location, location
@@ -30,8 +22,6 @@ if TYPE_CHECKING:
 
 #: What a code maps to when the pixel is neither learned nor scored.
 IGNORE = -1
-#: Values that one `range` may stand for.
-_LONGEST_RANGE = 1 << 16
 #: Above every stored pixel value that occurs in masks: the codes of colours that are not grey.
 _COLOURED = 1 << 40
 #: Above those of colours: the codes of polygons' labels.
@@ -60,7 +50,7 @@ class ClassMap:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise InputError(f"{path} is not valid TOML: {e}") from e
         try:
-            file = _File.model_validate(found)
+            file = ClassesFile.model_validate(found)
         except ValidationError as e:
             raise InputError(f"{path}: {first_complaint(e)}") from e
         return cls(*_coded(path, file), source=str(path))
@@ -206,66 +196,12 @@ def _written(code: int) -> str:
     return "#{:02x}{:02x}{:02x}".format(*code_colour(code)) if code >= _COLOURED else str(code)
 
 
-def _hex(text: str) -> str:
-    digits = text.removeprefix("#")
-    if len(digits) != 6 or len(text) != 7 or any(c not in "0123456789abcdefABCDEF" for c in digits):
-        raise ValueError(f'{text!r} is not a colour: write it like "#808000"')
-    return text
-
-
-_Hex = Annotated[str, AfterValidator(_hex)]
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    name: str = Field(min_length=1)
-    value: int | None = None
-    values: list[int] = Field(default_factory=list)
-    range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
-    colour: _Hex | None = None
-    colours: list[_Hex] = Field(default_factory=list)
-    label: Annotated[str, Field(min_length=1)] | None = None
-    labels: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
-    display: _Hex | None = None
-
-    @model_validator(mode="after")
-    def _is_coded(self) -> Self:
-        if self.range is not None and not 0 <= self.range[1] - self.range[0] < _LONGEST_RANGE:
-            raise ValueError(
-                f"range {self.range}: give the lowest and the highest value, at most {_LONGEST_RANGE}"
-            )
-        if not self.coded_by():
-            raise ValueError("give value, values, range, colour, colours, label or labels")
-        return self
-
-    def coded_by(self) -> list[int | Colour | str]:
-        numbers = [self.value] if self.value is not None else []
-        if self.range is not None:
-            numbers += range(self.range[0], self.range[1] + 1)
-        texts = [self.colour] if self.colour is not None else []
-        words = [self.label] if self.label is not None else []
-        colours = [_rgb(text) for text in [*texts, *self.colours]]
-        return [*numbers, *self.values, *colours, *words, *self.labels]
-
-    def value_shown(self) -> int | Colour | None:
-        first = self.coded_by()[0]
-        return None if isinstance(first, str) else first
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    entries: list[_Entry] = Field(alias="class", min_length=2)
-    ignore: list[int | _Hex] = Field(default_factory=list)
-
-
-def _coded(path: Location, file: _File) -> tuple[tuple[Class, ...], dict[int, int]]:
+def _coded(path: Location, file: ClassesFile) -> tuple[tuple[Class, ...], dict[int, int]]:
     codes: dict[int, int] = {}
     owner: dict[int, str] = {}
     coded: list[tuple[str, Sequence[int | Colour | str], int]]
     coded = [(f"class {e.name!r}", e.coded_by(), i) for i, e in enumerate(file.entries)]
-    coded.append(("ignore", [_rgb(v) if isinstance(v, str) else v for v in file.ignore], IGNORE))
+    coded.append(("ignore", [rgb(v) if isinstance(v, str) else v for v in file.ignore], IGNORE))
     for who, values, target in coded:
         for code in map(class_code, values):
             if code in owner:
@@ -277,11 +213,7 @@ def _coded(path: Location, file: _File) -> tuple[tuple[Class, ...], dict[int, in
             raise InputError(f"{path}: two classes are named {name!r}: names must differ")
     painted = default_classes(len(names))
     classes = tuple(
-        Class(name=e.name, colour=_rgb(e.display) if e.display else p.colour, value=e.value_shown())
+        Class(name=e.name, colour=rgb(e.display) if e.display else p.colour, value=e.value_shown())
         for e, p in zip(file.entries, painted, strict=True)
     )
     return classes, codes
-
-
-def _rgb(text: str) -> Colour:
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)

@@ -80,7 +80,10 @@ def test_many_classes_need_two_bytes(tmp_path: Path) -> None:
     [
         ("[[class]]\nname = 'a'\nvalue = 0", "class: .*at least 2"),
         ("ignore = 3", "class|ignore"),
-        (FILE.replace('name = "water"', "nam = 'water'"), "class 2 name"),
+        (
+            FILE.replace('name = "water"', "nam = 'water'"),
+            "class 2: unknown key 'nam'; the nearest is 'name'$",
+        ),
         (FILE.replace("[1, 7]", '"1"'), "class 2 values"),
         (FILE.replace("[1, 7]", "[1.5]"), "class 2 values 1: .*integer"),
         (FILE.replace("[1, 7]", "[]"), "class 2: give value"),
@@ -88,7 +91,15 @@ def test_many_classes_need_two_bytes(tmp_path: Path) -> None:
         (FILE.replace("[1, 7]", "[1, 0]"), "value 0 is given twice: to class 'land' and to class 'water'"),
         (FILE.replace("[1, 7]", "[1, 254]"), "value 254 is given twice: to class 'water' and to ignore"),
         (FILE.replace('"water"', '"land"'), "two classes are named 'land'"),
-        (FILE.replace("display", "colr"), "class 2 colr"),
+        (FILE.replace("display", "colr"), "class 2: unknown key 'colr'; the nearest is 'colour'$"),
+        (FILE.replace("display", "color"), "class 2: unknown key 'color'; the nearest is 'colour'$"),
+        (FILE.replace("[[class]]", "[[classes]]"), "unknown key 'classes'; the nearest is 'class'$"),
+        (FILE.replace("#ff0000", "#00f"), "ignore 2: '#00f' is not a colour: write it like \"#808000\"$"),
+        (
+            FILE.replace("254", "1.5"),
+            "ignore 1: 1.5 is neither a pixel value nor a colour: write it like 254 or",
+        ),
+        (FILE.replace("value = 0", "value = '#00f'"), "class 1 value: '#00f' is not an integer.* colour = "),
         ("[[class]", "not valid TOML"),
     ],
 )
