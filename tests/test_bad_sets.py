@@ -12,6 +12,7 @@ from masks import write_tiff_mask
 from PIL import Image
 from typer.testing import CliRunner
 
+from raysegment import console
 from raysegment.classes import ClassMap, class_code
 from raysegment.cli.app import app
 from raysegment.errors import InputError, UsageError
@@ -156,6 +157,50 @@ def test_numbered_objects_become_one_class() -> None:
 def test_grey_in_three_channels_is_grey() -> None:
     files = [_codes("colours", {(0, 0, 0): 5, (255, 255, 255): 5}), _codes("values", {0: 5, 255: 5})]
     assert {f.coding for f in greys_as_values(files)} == {"0/255"}
+
+
+def _tagged(root: Path, mask: np.ndarray, nodata: int = 0) -> Path:
+    data = _set(root, [mask])
+    (data / "masks" / "0.png").unlink()
+    tifffile.imwrite(data / "masks" / "0.tif", mask, extratags=[(42113, "s", 0, str(nodata), True)])
+    return data
+
+
+def test_a_class_that_is_tagged_as_nodata_is_named_with_the_way_out(tmp_path: Path) -> None:
+    data = _tagged(tmp_path / "data", _halves(0, 1))
+    held = _tagged(tmp_path / "val", _halves(0, 1))
+    said = _refused(data, "--val", held, "--out", tmp_path / "run")
+    assert "values 1) and training needs two; 0 is tagged as nodata in 0.tif" in said
+    lines = '[{name = "class 0", value = 0}, {name = "class 1", value = 1}]'
+    assert f"write `class = {lines}` to classes.toml" in said
+    (tmp_path / "classes.toml").write_text("\n".join(inspect(data).facts["suggested_classes_file"]))
+    scenes = find_scenes(data)
+    assert survey(scenes, (), common_format(scenes), tmp_path / "classes.toml").frequencies == (0.5, 0.5)
+
+
+def test_what_a_nodata_tag_hides_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = _halves(1, 2)
+    mask[:10] = 0
+    data = _tagged(tmp_path / "data", mask)
+    note = "0 is tagged as nodata in 1 mask, which leaves out 25.0% of the pixels: if it is a class"
+    scenes = find_scenes(data)
+    told: list[str] = []
+    monkeypatch.setattr(console, "say", told.append)
+    survey(scenes, (), common_format(scenes))
+    assert [n for n in told if n.startswith(note)] == told
+    assert told
+    facts = inspect(data).facts
+    assert [n for n in facts["notes"] if n.startswith(note)]
+    assert facts["problems"] == []
+    entries = "".join(f'[[class]]\nname = "{v}"\nvalue = {v}\n' for v in (1, 2))
+    for said, text in (
+        (True, entries),
+        (False, f"ignore = [0]\n{entries}"),
+        (False, f'{entries}[[class]]\nname = "0"\nvalue = 0'),
+    ):
+        (tmp_path / "classes.toml").write_text(text)
+        notes = inspect(data, classes=tmp_path / "classes.toml").facts["notes"]
+        assert any("tagged" in n for n in notes) == said
 
 
 def test_a_few_stray_pixels_are_no_class(tmp_path: Path) -> None:

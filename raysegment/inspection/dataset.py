@@ -24,6 +24,7 @@ from raysegment.training.doubt import find_doubt
 from raysegment.training.forms import Listing, Pair, Source, listing_of
 from raysegment.training.forms.leaks import overlaps, same_pictures
 from raysegment.training.survey import class_pixels, mask_codes, refuse_unknown
+from raysegment.training.tagged import tagged_notes
 from raysegment.training.thin import thin_masks
 
 
@@ -78,6 +79,7 @@ def dataset_facts(root: Location, classes_file: str | None = None) -> dict[str, 
     found = given if given is not None or not masks or doubt is not None else infer(masks)
     notes = list(listing.notes)
     if found is not None:
+        notes += tagged_notes(found, masks)
         notes += thin_masks(
             found, [p.name for p in coded], [class_pixels(found, m) for m in masks], len(masks)
         )

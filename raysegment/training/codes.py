@@ -39,6 +39,10 @@ class FileCodes:
     palette: tuple[Colour, ...] | None = None
     alpha: bool = False
     """Whether a channel says where the mask has data."""
+    nodata: int | None = None
+    """The value that the file tags as nodata, where it is a whole number."""
+    hidden: int = 0
+    """Pixels of that value, which `counts` leaves out."""
 
     @property
     def coding(self) -> str:
@@ -136,7 +140,7 @@ def greys_as_values(files: Sequence[FileCodes]) -> list[FileCodes]:
 
 def _as_values(file: FileCodes) -> FileCodes:
     counts: Counter[Code] = Counter({c[0]: n for c, n in file.counts.items() if isinstance(c, tuple)})
-    return FileCodes(file.path, "values", counts, None, file.alpha)
+    return replace(file, kind="values", counts=counts, palette=None)
 
 
 def is_edged_grey(counts: Counter[Code]) -> bool:

@@ -16,6 +16,7 @@ from raysegment.training.codes import (
     total,
     written,
 )
+from raysegment.training.tagged import hidden
 
 #: More distinct codes than this are not classes.
 MOST_CLASSES = 64
@@ -57,7 +58,7 @@ def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
     counts, kind = total(files), files[0].kind
     codes = sorted_codes(counts)
     if len(codes) < 2:
-        return Doubt(f"the masks hold a single class ({several(files)}) and training needs two")
+        return _single(files, codes)
     if kind == "values" and (doubt := _of_values(files, counts)) is not None:
         return doubt
     if len(codes) > MOST_CLASSES:
@@ -76,6 +77,19 @@ def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
             _plain(kept, stray),
         )
     return None
+
+
+def _single(files: Sequence[FileCodes], codes: Sequence[Code]) -> Doubt:
+    """One class, beside which a nodata tag may hide the other."""
+    what = f"the masks hold a single class ({several(files)}) and training needs two"
+    tagged = [value for value in sorted(hidden(files)) if value not in codes]
+    if not codes or not isinstance(codes[0], int) or not tagged:
+        return Doubt(what)
+    tags = several([f for f in files if f.nodata == tagged[0] and f.hidden])
+    return Doubt(
+        f"{what}; {tagged[0]} is tagged as nodata in {tags} and may be the other",
+        _plain(sorted([codes[0], tagged[0]]), ()),
+    )
 
 
 def _of_values(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt | None:

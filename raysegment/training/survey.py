@@ -25,6 +25,7 @@ from raysegment.training.codes import Code, FileCodes, count_codes, kind_of, lab
 from raysegment.training.coding import infer, told
 from raysegment.training.dataset import Format, Scene, blocks
 from raysegment.training.forms import Source
+from raysegment.training.tagged import tagged_notes
 from raysegment.training.thin import warn_of_thin_masks
 
 #: About a minute of decoding.
@@ -79,6 +80,8 @@ def survey(
     classes = given or _inferred(found, ignore)
     mean, std = zip(*(m.summary() for m in moments), strict=True)
     counts = [class_pixels(classes, file) for file in found]
+    for note in tagged_notes(classes, found):
+        console.say(note)
     warn_of_thin_masks(classes, [s.name for s in scenes], counts, len(train))
     return Survey(classes, _frequencies(classes, counts[: len(train)], counts[len(train) :]), mean, std)
 
@@ -109,11 +112,15 @@ def mask_codes(source: Source, given: ClassMap | None, every: int = 1) -> FileCo
     mask = source.open()
     try:
         kind, labels = kind_of(mask), labels_of(mask)
-        counts: Counter[Code] = Counter()
+        counts, hidden = Counter[Code](), 0
+        nodata = int(mask.nodata) if mask.nodata is not None and float(mask.nodata).is_integer() else None
         for window in _some(mask, every):
             pixels = mask.read(window)
-            counts += count_codes(kind, pixels, mask_valid(mask, window, pixels, given), labels)
-        return FileCodes(str(source), kind, counts, mask.palette, mask.alpha is not None)
+            valid = mask_valid(mask, window, pixels, given)
+            counts += count_codes(kind, pixels, valid, labels)
+            if valid is not None and nodata is not None:
+                hidden += int(np.count_nonzero(~valid & (pixels == nodata).all(axis=2)))
+        return FileCodes(str(source), kind, counts, mask.palette, mask.alpha is not None, nodata, hidden)
     finally:
         mask.close()
 
