@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: What a code maps to when the pixel is neither learned nor scored.
 IGNORE = -1
+#: The greatest numbers of 8, 15, 16, … bits: what masks of any dtype hold where there is no class.
+GREATEST = frozenset((1 << bits) - 1 for bits in (8, 15, 16, 31, 32, 63, 64))
 #: Above every stored pixel value that occurs in masks: the codes of colours that are not grey.
 _COLOURED = 1 << 40
 #: Above those of colours: the codes of polygons' labels.

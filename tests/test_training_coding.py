@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from raysegment import console
-from raysegment.classes import IGNORE
+from raysegment.classes import IGNORE, ClassMap
 from raysegment.errors import InputError
 from raysegment.training.codes import FileCodes, Kind, count_codes
 from raysegment.training.coding import infer
 from raysegment.training.dataset import common_format, find_scenes
 from raysegment.training.division import split
+from raysegment.training.doubt import find_doubt
 from raysegment.training.survey import survey
 
 
@@ -64,6 +65,44 @@ def test_what_would_be_a_guess_is_refused(files: list[FileCodes], message: str) 
         infer(files)
     assert "--classes " in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [(0, 1, 255), (1, 2, 255), (0, 2, 255), (1, 3, 255), (*range(21), 255), (*range(150), 255),
+     (0, 1, 65535), (1, 2, 65535), (111, 523, 65535), (0, 1, 32767), (0, 1, 4294967295)],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["values", "palette"])
+def test_the_greatest_number_of_a_dtype_is_not_taken_for_one_more_class(
+    tmp_path: Path, held: tuple[int, ...], kind: Kind
+) -> None:
+    file = _file("a", dict.fromkeys(held, 500), kind, ((0, 0, 0),) * 256 if kind == "palette" else None)
+    message = rf"{held[-1]} stands beside the values {held[0]} to {held[-2]} and may mean ignore \(a.png"
+    with pytest.raises(InputError, match=message):
+        infer([file])
+    doubt = find_doubt([file])
+    assert doubt is not None
+    (tmp_path / "classes.toml").write_text("\n".join(doubt.classes_file))
+    settled = ClassMap.load(tmp_path / "classes.toml")
+    assert dict(settled.codes) == {**{v: i for i, v in enumerate(held[:-1])}, held[-1]: IGNORE}
+
+
+def test_an_ignored_index_ends_the_doubt_about_it() -> None:
+    file = _file("a", {1: 500, 3: 500, 65535: 500})
+    assert dict(infer([file.without(65535)]).ignoring(65535).codes) == {1: 0, 3: 1, 65535: IGNORE}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [(0, 255), (0, 65535), (1, 255), (0, 85, 170, 255), (0, 127, 255), tuple(range(6)), (0, 1, 7, 254)],
+)
+def test_two_values_grey_levels_and_indices_are_classes(held: tuple[int, ...]) -> None:
+    assert dict(infer([_file("a", dict.fromkeys(held, 500))]).codes) == {v: i for i, v in enumerate(held)}
+
+
+def test_objects_that_are_numbered_to_255_are_objects() -> None:
+    with pytest.raises(InputError, match=r"256 different values, as numbered objects do.*range = \[1, 255\]"):
+        infer([_file("a", dict.fromkeys(range(256), 500))])
 
 
 def test_a_value_that_holds_much_of_the_image_is_a_class_and_no_edge() -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raysegment.classes import GREATEST
 from raysegment.training.codes import (
     Code,
     FileCodes,
@@ -22,6 +23,12 @@ from raysegment.training.tagged import hidden
 MOST_CLASSES = 64
 #: Values strictly between 0 and 255 that hold less than this share of the pixels are edges, not classes.
 _EDGE_SHARE = 0.05
+#: More values that hold so little are edges even where all of them are dark.
+_EDGE_VALUES = 16
+#: Class indices lie below this share of the greatest number of a dtype; grey levels do not.
+_INDEX_SHARE = 0.25
+#: Some sets number this many classes without a gap; more numbers are objects.
+_MOST_INDICES = 255
 #: Fewer pixels than this, and less than this share of all, are a slip of the pen rather than a class.
 _STRAY_PX, _STRAY_SHARE = 10, 1e-4
 #: A classes file of more entries is not spelled out in one line.
@@ -60,6 +67,8 @@ def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
     if len(codes) < 2:
         return _single(files, codes)
     if kind == "values" and (doubt := _of_values(files, counts)) is not None:
+        return doubt
+    if kind == "palette" and (doubt := _of_greatest(files, counts)) is not None:
         return doubt
     if len(codes) > MOST_CLASSES:
         return _too_many(files, counts)
@@ -103,16 +112,11 @@ def _of_values(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt | Non
             _plain([v for v in values if v >= 0], negative),
         )
     between = [v for v in values if 0 < v < 255]
-    if (low, high) != (0, 255) or not between:
-        return None
-    if between == list(range(1, len(between) + 1)):
-        where = several(_with(files, 255))
-        return Doubt(
-            f"255 stands beside the values 0 to {between[-1]} and may mean ignore ({where})",
-            _two_codings(files) or _plain([0, *between], [255]),
-        )
     share = sum(counts[v] for v in between) / counts.total()
-    if share < _EDGE_SHARE or len(between) > MOST_CLASSES:
+    edges = (low, high) == (0, 255) and len(between) > _EDGE_VALUES and share < _EDGE_SHARE
+    if not edges and (doubt := _of_greatest(files, counts)) is not None:
+        return doubt
+    if (low, high) == (0, 255) and between and share < _EDGE_SHARE:
         return Doubt(
             f"{len(between)} values between 0 and 255 hold {share:.1%} of the mask pixels, as anti-aliased or "
             f"JPEG-compressed edges do ({several(_widest(files))})",
@@ -121,11 +125,27 @@ def _of_values(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt | Non
     return None
 
 
-def _two_codings(files: Sequence[FileCodes]) -> tuple[str, ...] | None:
-    """Where some masks say 255 for what others say 1: a file that takes them for one class."""
-    if any({1, 255} <= f.counts.keys() or f.counts.keys() - {0, 1, 255} for f in files):
+def _of_greatest(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt | None:
+    """The greatest number of a dtype, beside two or more others that are class indices: few and far below, or all the
+    numbers up to one that is not the next."""
+    *rest, high = sorted(v for v in counts if isinstance(v, int))
+    if high not in GREATEST or not 1 < len(rest) <= _MOST_INDICES:
         return None
-    return _array(['{name = "class 0", value = 0}', '{name = "class 1", values = [1, 255]}'])
+    far = len(rest) <= MOST_CLASSES and rest[-1] < _INDEX_SHARE * high
+    run = rest[-1] - rest[0] == len(rest) - 1 and rest[-1] + 1 < high
+    if not (far or run):
+        return None
+    return Doubt(
+        f"{high} stands beside the values {rest[0]} to {rest[-1]} and may mean ignore ({several(_with(files, high))})",
+        _two_codings(files, high) or _plain(rest, [high]),
+    )
+
+
+def _two_codings(files: Sequence[FileCodes], high: int) -> tuple[str, ...] | None:
+    """Where some masks say `high` for what others say 1: a file that takes them for one class."""
+    if any({1, high} <= f.counts.keys() or f.counts.keys() - {0, 1, high} for f in files):
+        return None
+    return _array(['{name = "class 0", value = 0}', f'{{name = "class 1", values = [1, {high}]}}'])
 
 
 def _too_many(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt:
