@@ -196,6 +196,48 @@ def test_two_plain_binary_masks_of_either_coding(tmp_path: Path, bright: tuple[b
     assert result.missed_pixels == 0
 
 
+_WIDE = [np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.uint32, np.int32])
+def test_two_plain_masks_of_0_and_the_greatest_number_are_binary(tmp_path: Path, dtype: type) -> None:
+    high = np.iinfo(dtype).max
+    bright = [np.minimum(a, 1).astype(dtype) * dtype(high) for a in (LABELS, TRUTH)]
+    p = tif(tmp_path / "a.tif", bright[0])
+    for truth in (bright[1], np.minimum(TRUTH, 1)):
+        result = evaluate(p, tif(tmp_path / "b.tif", truth))
+        assert rows(result) == matrix(TRUTH > 0, LABELS > 0, 2)
+        assert result.missed_pixels == result.ignored_pixels == 0
+
+
+def test_the_greatest_number_is_nodata_where_the_file_says_so(tmp_path: Path) -> None:
+    truth = np.minimum(TRUTH, 1).astype(np.uint16)
+    truth[:4] = 65535
+    path = tif(tmp_path / "t.tif", truth, extratags=[(42113, "s", 0, "65535", True)])
+    result = evaluate(tif(tmp_path / "a.tif", np.minimum(LABELS, 1)), path)
+    assert result.ignored_pixels == 4 * truth.shape[1]
+    assert rows(result) == matrix(TRUTH[4:] > 0, LABELS[4:] > 0, 2)
+
+
+@pytest.mark.parametrize("dtype", _WIDE)
+@pytest.mark.parametrize("coded", [False, True])
+def test_255_beside_class_indices_is_ignored_in_every_dtype(tmp_path: Path, dtype: type, coded: bool) -> None:
+    truth = TRUTH.copy()
+    truth[:4] = 255
+    mask = write_zarr_mask(tmp_path / "m.zarr", LABELS, THREE) if coded else tif(tmp_path / "a.tif", LABELS)
+    result = evaluate(mask, tif(tmp_path / "t.tif", truth.astype(dtype)))
+    assert len(result.classes) == 3
+    assert result.ignored_pixels == 4 * truth.shape[1]
+    assert rows(result) == matrix(TRUTH[4:], LABELS[4:])
+
+
+def test_255_is_a_class_among_300(tmp_path: Path) -> None:
+    many = np.arange(LABELS.size, dtype=np.uint16).reshape(LABELS.shape) % 300
+    for classes in (300, 256):
+        result = evaluate(tif(tmp_path / "a.tif", many % classes), tif(tmp_path / "b.tif", many % classes))
+        assert (len(result.classes), result.accuracy, result.ignored_pixels) == (classes, 1.0, 0)
+
+
 def test_numbers_without_a_meaning_are_refused(tmp_path: Path) -> None:
     big = LABELS.astype(np.uint16) * 9000
     with pytest.raises(InputError, match="values up to 18000"):

@@ -156,7 +156,10 @@ def test_a_mask_s_own_coding_and_the_names_of_polygons_survive_another_pixel_siz
     (tmp_path / "drawn" / "masks" / "a.geojson").write_text(
         json.dumps({"type": "FeatureCollection", "features": features})
     )
-    for root, names in (("own", ("sea", "coast", "land")), ("drawn", ("background", "ash", "birch", "cedar"))):
+    for root, names in (
+        ("own", ("sea", "coast", "land")),
+        ("drawn", ("background", "ash", "birch", "cedar")),
+    ):
         stored = find_scenes(tmp_path / root)
         halved, _ = at_pixel_size(stored, 0.5)
         assert isinstance(halved[0].mask, Resampled)

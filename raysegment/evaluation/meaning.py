@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysegment import console
-from raysegment.classes import IGNORE, ClassMap, class_code, describe
+from raysegment.classes import GREATEST, IGNORE, ClassMap, class_code, describe
 from raysegment.errors import InputError
 from raysegment.geometry import Size
 from raysegment.mask.coding import Coding, read_coding
@@ -127,15 +127,22 @@ def _fit(
 ) -> dict[int, int]:
     """The first candidate that gives every code a meaning.
 
-    A code that none names may still mean "no class": a mask's nodata, the dtype's maximum, negative numbers.
+    A code that none names may still mean "no class": a mask's nodata, negative numbers, the greatest number of a dtype,
+    not only of the file's own, for masks are often stored wider than they were made.
     """
     for table in candidates:
         unknown = [code for code in codes if code not in table and not _means_nothing(side, code)]
         if not unknown:
-            if set(codes) == {0, 255} and 255 not in table and side.coding is None and len(names) == 2:
+            high = max(codes, default=0)
+            if (
+                set(codes) == {0, high}
+                and high in GREATEST - table.keys()
+                and side.coding is None
+                and len(names) == 2
+            ):
                 raise InputError(
-                    f"the {side.role} {side.path} holds 0 and 255, but the classes {', '.join(names)} are "
-                    "coded otherwise: say in a classes file (--classes) whether 255 is a class or ignored"
+                    f"the {side.role} {side.path} holds 0 and {high}, but the classes {', '.join(names)} are "
+                    f"coded otherwise: say in a classes file (--classes) whether {high} is a class or ignored"
                 )
             return {code: table.get(code, absent) for code in codes}
     raise InputError(
@@ -147,22 +154,21 @@ def _fit(
 def _means_nothing(side: Side, code: int) -> bool:
     if side.coding is not None:
         return code == side.coding.nodata
+    return code < 0 or (side.raster.shape[2] < 3 and code in GREATEST | {_maximum(side)})
+
+
+def _maximum(side: Side) -> int | None:
+    """The greatest number that the file can store, where it stores whole numbers."""
     dtype = np.dtype(side.raster.dtype)
-    is_index = side.raster.shape[2] < 3 and dtype.kind in "iu"
-    return code < 0 or (is_index and code == np.iinfo(dtype).max)
+    return int(np.iinfo(dtype).max) if dtype.kind in "iu" else None
 
 
 def _plain(
     p: Side, t: Side, p_codes: Sequence[int], t_codes: Sequence[int]
 ) -> tuple[tuple[str, ...], dict[int, int], dict[int, int]]:
-    """Nobody says what the values mean: 0 and 255 are two classes, anything else is the class index."""
-    binary = {0: 0, 255: 1}
-    tables = [
-        binary
-        if 255 in codes and set(codes) <= set(binary)
-        else {c: c for c in codes if not _means_nothing(s, c)}
-        for s, codes in ((p, p_codes), (t, t_codes))
-    ]
+    """Nobody says what the values mean: 0 and the greatest number of a dtype are two classes, as training takes them,
+    anything else is the class index."""
+    tables = [_plain_table(p, p_codes), _plain_table(t, t_codes)]
     highest = max((i for table in tables for i in table.values()), default=0)
     if highest >= MOST_PLAIN_CLASSES:
         raise InputError(
@@ -171,3 +177,13 @@ def _plain(
         )
     names = tuple(c.name for c in default_classes(max(2, highest + 1)))
     return names, _fit(p, p_codes, tables[:1], names, MISS), _fit(t, t_codes, tables[1:], names, IGNORE)
+
+
+def _plain_table(side: Side, codes: Sequence[int]) -> dict[int, int]:
+    """What each code stands for; 255 in a file of more than 8 bits is a class where 254 is one, too."""
+    high = max(codes, default=0)
+    if high in GREATEST and set(codes) <= {0, high}:
+        return {0: 0, high: 1}
+    nothing = {_maximum(side), high if high in GREATEST and high - 1 not in codes else None}
+    is_index = side.raster.shape[2] < 3
+    return {c: c for c in codes if c >= 0 and not (is_index and c in nothing)}
