@@ -159,7 +159,7 @@ class RunFolder:
             try:
                 yield lambda: None
             finally:
-                if not self.record.exists():  # refused: as if it had never been asked for
+                if lock.exists() and not self.record.exists():  # refused: as if it had never been asked for
                     lock.unlink()
                     _remove_empty(made)
 
