@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 
 from raysegment.geometry import Block
-from raysegment.inference import flow, many, run
-from raysegment.inference.answer import fail_on_error
-from raysegment.inference.assembly import Assembly, Shard
-from raysegment.inference.pipeline import BlockDone, SegmentActor
+from raysegment.inference import agenda, flow, many, run
+from raysegment.inference.agenda import Agenda, BlockWork, Work
+from raysegment.inference.answer import Row
 from raysegment.inference.plan import Plan
-from raysegment.inference.policy import Policy
-from raysegment.inference.scratch import Scratch
-from raysegment.inference.writing import ShardDone, _written
-from raysegment.mask.outputs import Outputs
+from raysegment.inference.worker import InferenceWorker
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
@@ -27,49 +23,34 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     for room in (run, many):
         patch.setattr(room, "cluster", lambda _: contextlib.nullcontext())
     patch.setattr(ray, "put", lambda value: value)
-    patch.setattr(ray, "get", lambda value: value)
-    patch.setattr(flow, "segment", _segment)
-    patch.setattr(flow, "Writing", _Writing)
+    patch.setattr(agenda, "runs", _backwards)
+    patch.setattr(flow, "Crew", _Alone)
 
 
-def _segment(
-    plan: Plan,
-    missing: list[tuple[int, Block]],
-    model: Any,
-    scratch: Scratch,
-    workers: int,
-    policy: Policy,
-) -> Iterator[BlockDone]:
-    worker = SegmentActor(plan, model, scratch, policy)
-    for index, block in sorted(missing, key=lambda at: (at[0], -at[1].row, -at[1].col)):
-        for answer in worker({"blocks": np.array([[index, block.row, block.col]])}):
-            said = {key: value[0] for key, value in answer.items()}
-            fail_on_error(said, set_aside=policy.set_aside)
-            keys = ("tiles", "compute_s", "began_at", "peak_bytes", "error", "passing")
-            yield BlockDone(image=index, block=block, **{key: said[key] for key in keys})
+def _backwards(missing: Iterable[tuple[int, Block]], workers: int) -> list[deque[BlockWork]]:
+    order = sorted(missing, key=lambda at: (at[0], -at[1].row, -at[1].col))
+    return [deque([BlockWork(image, block)]) for image, block in order]
 
 
-class _Writing:
-    """Writes what is handed to it before it answers."""
+class _Alone:
+    """A crew of one, in this very process: it has answered before it is asked."""
 
-    def __init__(
-        self, plan: Plan, outputs: list[Outputs], scratch: Scratch, at_once: int, *, set_aside: bool
-    ) -> None:
-        self._context, self._ready = (plan, outputs, scratch), list[ShardDone]()
+    is_busy = has_blocks = False
 
-    def submit(self, shard: Shard, assembly: Assembly) -> None:
-        plan, outputs, scratch = self._context
-        source = assembly.in_image(shard) if shard.level == 0 else None
-        answer = _written(plan, outputs[shard.image], scratch, shard, assembly.window(shard), source)
-        self._ready.append(ShardDone(shard, answer["class_pixels"], answer["work_s"]))
+    def __init__(self, plan: Plan, workers: int, blocks: int, arguments: tuple[Any, ...]) -> None:
+        self._worker = InferenceWorker(*arguments)
+        self._done: list[tuple[Work, Row | None]] = []
 
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._ready)
+    def take_from(self, agenda: Agenda) -> None:
+        work: Work | None = agenda.next_shard() or agenda.next_block(self)
+        if isinstance(work, BlockWork):
+            row = self._worker.segment(work.image, work.block.row, work.block.col)
+        elif work is not None:
+            row = self._worker.write(work.shard, work.window, work.in_image)
+        self._done = [(work, row)] if work is not None else []
 
-    def done(self, *, wait: bool) -> Iterator[ShardDone]:
-        while self._ready:
-            yield self._ready.pop()
+    def answers(self) -> list[tuple[Work, Row | None]]:
+        return self._done
 
-    def stop(self) -> None:
-        """Nothing runs."""
+    def close(self) -> None:
+        """Nobody is there."""

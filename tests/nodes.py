@@ -58,7 +58,7 @@ def batch(count: str, action: str, job: str, records: str) -> dict[str, Any]:
     def is_time() -> bool:
         return len(list(Path(records).rglob("*.safetensors"))) >= 30
 
-    with _nodes(int(count), 2, action, "SegmentActor", is_time):
+    with _nodes(int(count), 2, action, "InferenceWorker", is_time):
         return rs.batch(job).to_json()
 
 

@@ -21,8 +21,8 @@ from alone import without_ray
 
 from raysegment import console
 from raysegment.errors import InputError, LockedError, UsageError, WorkError
-from raysegment.inference import pipeline
-from raysegment.inference.pipeline import SegmentActor
+from raysegment.inference import worker
+from raysegment.inference.worker import InferenceWorker
 from raysegment.model.architectures import build
 from raysegment.model.file import save_model
 from raysegment.model.spec import ModelSpec, default_classes
@@ -40,7 +40,7 @@ SETTINGS = "precision = 'fp32'\nblock = 64\nworkers = 1\n"
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     without_ray(monkeypatch)
-    monkeypatch.setattr(pipeline, "_WAITS_S", (0.0,))
+    monkeypatch.setattr(worker, "_WAITS_S", (0.0,))
     monkeypatch.setattr("raysegment.inference.many._WAIT_S", 0.0)
 
 
@@ -196,14 +196,14 @@ def test_a_single_image_that_cannot_be_measured_is_set_aside(job: Job) -> None:
 
 def test_what_fails_for_a_moment_is_tried_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     fails = iter([True, True])
-    opened = SegmentActor._open
+    opened = InferenceWorker._open
 
-    def flaky(self: SegmentActor, image: int) -> Any:
+    def flaky(self: InferenceWorker, image: int) -> Any:
         if next(fails, False):
             raise WorkError("the storage does not answer")
         return opened(self, image)
 
-    monkeypatch.setattr(SegmentActor, "_open", flaky)
+    monkeypatch.setattr(InferenceWorker, "_open", flaky)
     assert job.counts() == (5, 0, 0)
 
 
@@ -211,7 +211,7 @@ def test_a_full_disk_is_no_images_fault(job: Job, monkeypatch: pytest.MonkeyPatc
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "/full")
 
-    monkeypatch.setattr(SegmentActor, "_save", full)
+    monkeypatch.setattr(InferenceWorker, "_save", full)
     with pytest.raises(WorkError, match="No space left"):
         job.run()
     assert {entry["state"] for entry in job.ledger.values()} == {"claimed"}
@@ -233,15 +233,15 @@ def test_a_region_that_cannot_be_read_is_told(job: Job) -> None:
 def interrupt_after(blocks: int, patch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """Ctrl-C when so many blocks are segmented; the blocks that were, as (image, row, col)."""
     seen: list[tuple[int, int, int]] = []
-    segment = SegmentActor._segment
+    segment = InferenceWorker._segment
 
-    def counted(self: SegmentActor, image: int, row: int, col: int) -> Any:
+    def counted(self: InferenceWorker, image: int, row: int, col: int) -> Any:
         if len(seen) == blocks:
             raise KeyboardInterrupt
         seen.append((image, row, col))
         return segment(self, image, row, col)
 
-    patch.setattr(SegmentActor, "_segment", counted)
+    patch.setattr(InferenceWorker, "_segment", counted)
     return seen
 
 

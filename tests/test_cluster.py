@@ -144,25 +144,33 @@ def test_the_dashboard_asks_for_metrics_that_a_real_ray_has(tmp_path: Path) -> N
     import sys
 
     script = """
-import os, sys, time, urllib.request
-import ray, ray.data
+import os, re, sys, time, urllib.request
+import ray
 from raysegment.nightly.metrics import Metrics
 ray.init(address="local", num_cpus=3, _metrics_export_port=int(sys.argv[1]), log_to_driver=False)
 metrics = Metrics("night", 3)
 metrics.done(1.5, time.time())
 metrics.failed()
-class Same:
-    def __call__(self, batch):
-        return batch
-rows = ray.data.from_items([{"i": i} for i in range(8)])
-for _ in rows.map_batches(Same, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1)).iter_batches():
-    pass
+@ray.remote
+class InferenceWorker:
+    def segment(self):
+        time.sleep(60)
+worker = InferenceWorker.remote()
+worker.segment.remote()
 wanted, end = set(sys.argv[2:]), time.monotonic() + 60
 while wanted and time.monotonic() < end:
     time.sleep(1)
     page = urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics").read().decode()
     wanted -= {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
-print("missing:", sorted(wanted))
+at_work = {
+    re.compile('^ray_actors{.*Name="InferenceWorker".*State="ALIVE_RUNNING_TASKS".* 1', re.M),
+    re.compile('^ray_tasks{.*Name="InferenceWorker.segment".*State="RUNNING".* 1', re.M),
+}
+while at_work and time.monotonic() < end:
+    at_work = {line for line in at_work if not line.search(page)}
+    time.sleep(1)
+    page = urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics").read().decode()
+print("missing:", sorted(wanted) + [line.pattern for line in at_work])
 """
     import socket
 

@@ -33,7 +33,6 @@ from raysegment.inference.foreground import Foreground, Layer
 from raysegment.inference.image import Image, open_planned
 from raysegment.inference.options import request_of
 from raysegment.inference.outcome import ONE, labels_of
-from raysegment.inference.pipeline import SegmentActor
 from raysegment.inference.plan import Plan
 from raysegment.inference.resolve import _fitted, copy_dear_sources, planned
 from raysegment.inference.scratch import MAX_ATTEMPTS, Scratch
@@ -41,6 +40,7 @@ from raysegment.inference.segmenter import Segmenter
 from raysegment.inference.selfcheck import self_check
 from raysegment.inference.sources import expand, place
 from raysegment.inference.stitch import stitch
+from raysegment.inference.worker import InferenceWorker
 from raysegment.mask.store import MaskStore
 from raysegment.model.model import Model
 from raysegment.model.spec import ModelSpec, default_classes
@@ -598,21 +598,20 @@ def test_what_cannot_be_read_is_nodata_at_every_block_size(tmp_path: Path) -> No
         segmented(model, failing, raster, tmp_path / "fail")
 
 
-def actor(model: Model, plan: Plan, raster: Any, folder: Path) -> SegmentActor:
+def actor(model: Model, plan: Plan, raster: Any, folder: Path) -> InferenceWorker:
     """A worker without Ray."""
     scratch = Scratch(folder)
-    worker = SegmentActor(plan, "no file", scratch)
+    worker = InferenceWorker(plan, "no file", scratch)
     worker._segmenter = Segmenter(model, plan)
     worker._images[0] = raster, None
     return worker
 
 
-def errors_of(worker: SegmentActor) -> list[str]:
+def errors_of(worker: InferenceWorker) -> list[str]:
     """Have every block segmented, one after the other; what went wrong."""
     found = []
     for index, block in worker.plan.blocks:
-        answers = list(worker({"blocks": np.array([[index, block.row, block.col]])}))
-        found += [answer["error"][0] for answer in answers]
+        found.append(worker.segment(index, block.row, block.col)["error"])
     return [error for error in found if error]
 
 
@@ -691,7 +690,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(tmp_path: Path) -> None:
     assert set(network.seen[2:]) == {2}
     assert worker.scratch.batch_limit(8) == 2
     assert worker.scratch.batch_limit(1) == 1
-    again = SegmentActor(plan, "no file", worker.scratch)
+    again = InferenceWorker(plan, "no file", worker.scratch)
     assert again.scratch.batch_limit(plan.batch_size) == 2
     two, _ = segmented(model, make_plan(model, image, batch_size=2), ArrayRaster(image), tmp_path / "2")
     assert equal(stitched(plan, worker.scratch), two)

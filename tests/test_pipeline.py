@@ -9,10 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +19,12 @@ import zarr
 from made import make_plan, summed
 from networks import convolutional, identity
 from ome_zarr_models.v05 import Image as OmeImage
-from ray.data import ActorPoolStrategy
 
 import raysegment as rs
 from raysegment.errors import LockedError, OutputExistsError, UsageError, WorkError
 from raysegment.geometry import Block
 from raysegment.inference.estimate import plan
 from raysegment.inference.job import Job
-from raysegment.inference.pipeline import _run
 from raysegment.inference.record import RecordFile
 from raysegment.inference.request import Request
 from raysegment.inference.resolve import settle
@@ -225,23 +221,6 @@ def test_a_failing_block_stops_the_job_and_loses_nothing(tmp_path: Path, ray_clu
         infer(tmp_path / "a.tif", **call)
     assert not (tmp_path / "m.zarr" / "zarr.json").exists()
     assert list((tmp_path / "m.zarr.scratch" / "records").rglob("*.safetensors"))
-
-
-def test_a_stage_that_is_stopped_leaves_no_thread(scene: Path, ray_cluster: None) -> None:
-    """One that lives on calls Ray after its shutdown, which ends the process without a word."""
-
-    class _FailsAtThree:  # in here: a worker cannot import this module
-        def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-            return {**rows, "trace": [""], "error": ["no" if rows["row"][0] == 3 else ""]}
-
-    before = set(threading.enumerate())
-    rows = _run([{"row": i} for i in range(40)], _FailsAtThree, num_cpus=1, compute=ActorPoolStrategy(size=1))
-    with pytest.raises(WorkError, match=r"^no$"):
-        list(rows)
-    deadline = time.monotonic() + 20
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

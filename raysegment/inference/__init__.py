@@ -9,9 +9,9 @@ against what is there), `auto.py` (what is measured), `resolve.py` (all of it in
 `selfcheck.py` (whether it holds).
 
 What is done: `run.py` (`infer`), `many.py` and `joining.py` (many images that go their own ways), `policy.py` (how
-failures are taken), `estimate.py` (`plan`), `options.py` (what either may be told), `flow.py` (both stages
-at once), `pipeline.py` (segmenting over Ray Data), `assembly.py` and `writing.py` (which shard may be written when, and
-by whom), `scratch.py` (the resume), `finish.py`.
+failures are taken), `estimate.py` (`plan`), `options.py` (what either may be told), `flow.py` (all of a run at once),
+`assembly.py` (which shard may be written when), `agenda.py` (what is next), `crew.py` (the workers, over Ray),
+`worker.py` and `writing.py` (what one of them does), `scratch.py` (the resume), `finish.py`.
 
 Start with `grid.py`, then `segmenter.py`, then `flow.py`.
 """

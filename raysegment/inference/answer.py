@@ -1,4 +1,4 @@
-"""What a worker answers: figures, or an error that the driver raises as its own. Free of Ray Data, slow to load."""
+"""What a worker answers: figures, or an error that the driver raises as its own."""
 
 from __future__ import annotations
 

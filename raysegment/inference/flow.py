@@ -1,22 +1,27 @@
-"""Both stages at once: blocks are segmented, what is whole is stitched, an image is finished with its last shard."""
+"""All of a run at once: blocks are segmented, what is whole is stitched, an image is finished with its last shard."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import ray
 
 from raysegment import console
-from raysegment.geometry import Block, Size
+from raysegment.errors import WorkError
+from raysegment.geometry import Block
+from raysegment.inference.agenda import Agenda, BlockWork, ShardWork, Work
+from raysegment.inference.answer import Row, fail_on_error
 from raysegment.inference.assembly import Assembly, Shard
-from raysegment.inference.pipeline import BlockDone, ModelSource, segment
+from raysegment.inference.crew import Crew
 from raysegment.inference.policy import Policy
-from raysegment.inference.writing import ShardDone, Writing
+from raysegment.inference.scratch import MAX_ATTEMPTS
+from raysegment.inference.writing import outputs_of
 from raysegment.mask.outputs import Outputs
-from raysegment.storage import location
 
 if TYPE_CHECKING:
     from raysegment.inference.plan import Plan
@@ -71,113 +76,121 @@ class Flow:
         self.policy = policy or Policy()
         self._created: set[int] = set()
         self._failed: set[int] = set()
+        self._lost: Counter[Shard] = Counter()
+        """How often a worker died with each."""
         self.clock = Clock()
-        self.outputs = [_outputs(plan, index) for index in range(len(plan.images))]
+        self.outputs = [outputs_of(plan, index) for index in range(len(plan.images))]
         self.assemblies = {i: Assembly(plan, i, self.outputs[i].mask) for i in sorted(todo)}
         self.tallies = {i: Tally() for i in self.assemblies}
 
-    def run(self, model: ModelSource, workers: int) -> None:
-        """Do all that is missing. Raises WorkError."""
+    def run(self, model: Any, workers: int) -> None:
+        """Do all that is missing. `model`: a ModelSource, or Ray's reference to one. Raises WorkError."""
         mine = [(i, block) for i, block in self.plan.blocks if i in self.assemblies]
         has = self.scratch.recorded().intersection(mine)
         missing = [at for at in mine if at not in has]
         if has:
             console.say(f"going on: {len(has)} of {len(mine)} blocks are there already")
-        writing = Writing(
-            self.plan, self.outputs, self.scratch, at_once=workers, set_aside=self.policy.set_aside
-        )
-        try:
-            for index, block in has:
-                self.tallies[index].resumed += 1
-                self._block_is_there(index, block, writing)
-            self._segment(missing, len(has), model, workers, writing)
-            self._write_the_rest(writing)
-        finally:
-            writing.stop()
+        agenda = Agenda(missing, workers)
+        for index, block in has:
+            self.tallies[index].resumed += 1
+            self._block_is_there(index, block, agenda)
+        with contextlib.closing(
+            Crew(self.plan, workers, len(missing), (ray.put(self.plan), model, self.scratch, self.policy))
+        ) as crew:
+            self._segment(agenda, crew, len(has), workers)
+            self._write_the_rest(agenda, crew)
 
-    def _segment(
-        self, missing: list[tuple[int, Block]], done: int, model: ModelSource, workers: int, writing: Writing
-    ) -> None:
-        blocks, plan, began = done + len(missing), self.plan, time.monotonic()
-        total = sum(plan.grids[i].own(block).area for i, block in missing) / 1e6
-        with (
-            console.progress("segment", total, "MP") as bar,
-            contextlib.closing(segment(plan, missing, model, self.scratch, workers, self.policy)) as rows,
-        ):
-            for row in rows:
-                done += 1
-                self._note(row)
-                if row.error:
-                    self._set_aside(row.image, row.error, row.passing)
-                self._block_is_there(row.image, row.block, writing)
-                for shard in writing.done(wait=False):
-                    self._shard_is_there(shard, writing)
-                waited = self.clock.wait(workers)
-                area = plan.grids[row.image].own(row.block).area / 1e6
-                bar.advance(area, f"block {done}/{blocks}  device waited {100 * waited:.0f}%")
+    def _segment(self, agenda: Agenda, crew: Crew, done: int, workers: int) -> None:
+        """Until every block is segmented; what becomes whole on the way is written."""
+        plan, blocks, began = self.plan, done + agenda.blocks, time.monotonic()
+        total = sum(plan.grids[work.image].own(work.block).area for work in agenda.waiting_blocks()) / 1e6
+        with console.progress("segment", total, "MP") as bar:
+            while agenda.blocks or crew.has_blocks:
+                for work in self._turn(agenda, crew):
+                    if isinstance(work, BlockWork):
+                        done += 1
+                        waited = f"device waited {100 * self.clock.wait(workers):.0f}%"
+                        area = plan.grids[work.image].own(work.block).area / 1e6
+                        bar.advance(area, f"block {done}/{blocks}  {waited}")
         console.detail(f"segmenting took {time.monotonic() - began:.1f} s")
 
-    def _note(self, row: BlockDone) -> None:
-        clock = self.clock
-        if row.error:
-            return
-        clock.first_block = min(clock.first_block or row.began_at, row.began_at)
-        clock.last_shard = time.time()
-        clock.compute_s += row.compute_s
-        clock.peak_bytes = max(clock.peak_bytes, row.peak_bytes)
-        self.tallies[row.image].tiles += row.tiles
-
-    def _write_the_rest(self, writing: Writing) -> None:
+    def _write_the_rest(self, agenda: Agenda, crew: Crew) -> None:
         going = [assembly for i, assembly in self.assemblies.items() if i not in self._failed]
         left = sum(assembly.unwritten for assembly in going)
         with console.progress("stitch", left, "shards") as bar:
-            while writing.is_busy:
-                for shard in writing.done(wait=True):
-                    self._shard_is_there(shard, writing)
+            while agenda.shards or crew.is_busy:
+                for _ in self._turn(agenda, crew):
                     bar.advance()
 
-    def _block_is_there(self, index: int, block: Block, writing: Writing) -> None:
+    def _turn(self, agenda: Agenda, crew: Crew) -> Iterator[Work]:
+        """Give out what can be given out, and wait until something is done; tells of it."""
+        if self.policy.until is not None and time.time() >= self.policy.until:
+            agenda.drop_blocks()
+        crew.take_from(agenda)
+        for work, row in crew.answers():
+            if row is None:
+                self._put_back(work, agenda)
+                continue
+            fail_on_error(row, set_aside=self.policy.set_aside)
+            self.clock.peak_bytes = max(self.clock.peak_bytes, row["peak_bytes"])
+            if row["error"]:
+                self._set_aside(work.image, row, agenda)
+            elif isinstance(work, BlockWork):
+                self._block_is_done(work, row, agenda)
+            else:
+                self._shard_is_done(work.shard, row, agenda)
+            yield work
+
+    def _put_back(self, work: Work, agenda: Agenda) -> None:
+        """Its worker died: somebody else does it. Of blocks the attempts are counted where they are taken in hand."""
+        if work.image in self._failed:
+            return
+        if isinstance(work, ShardWork):
+            self._lost[work.shard] += 1
+            if self._lost[work.shard] == MAX_ATTEMPTS:
+                source = self.plan.images[work.image].source
+                raise WorkError(
+                    f"writing {work.window} of {source} took its worker down {MAX_ATTEMPTS} times"
+                )
+        agenda.put(work)
+
+    def _block_is_done(self, work: BlockWork, row: Row, agenda: Agenda) -> None:
+        clock = self.clock
+        clock.first_block = min(clock.first_block or row["began_at"], row["began_at"])
+        clock.last_shard = time.time()
+        clock.compute_s += row["compute_s"]
+        self.tallies[work.image].tiles += row["tiles"]
+        self._block_is_there(work.image, work.block, agenda)
+
+    def _block_is_there(self, index: int, block: Block, agenda: Agenda) -> None:
         if index in self._failed:
             return
-        assembly = self.assemblies[index]
-        for shard in assembly.done(block):
+        for shard in self.assemblies[index].done(block):
             if index not in self._created:  # not all at the start: nobody works while a thousand are made
                 self._created.add(index)
                 self.outputs[index].create()
-            writing.submit(shard, assembly)
+            self._is_ready(shard, agenda)
 
-    def _shard_is_there(self, done: ShardDone, writing: Writing) -> None:
-        shard: Shard = done.shard
-        assembly, tally = self.assemblies[shard.image], self.tallies[shard.image]
-        if done.error:
-            self._set_aside(shard.image, done.error, done.passing)
+    def _is_ready(self, shard: Shard, agenda: Agenda) -> None:
+        assembly = self.assemblies[shard.image]
+        in_image = assembly.in_image(shard) if shard.level == 0 else None
+        agenda.put(ShardWork(shard, assembly.window(shard), in_image))
+
+    def _shard_is_done(self, shard: Shard, row: Row, agenda: Agenda) -> None:
         if shard.image in self._failed:
             return
-        tally.class_pixels.update(dict(enumerate(done.class_pixels)))
-        self.clock.stitch_s += done.work_s
+        assembly, tally = self.assemblies[shard.image], self.tallies[shard.image]
+        tally.class_pixels.update(dict(enumerate(row["class_pixels"])))
+        self.clock.stitch_s += row["work_s"]
         self.clock.last_shard = time.time()
         for ready in assembly.written(shard):
-            writing.submit(ready, assembly)
+            self._is_ready(ready, agenda)
         if assembly.is_finished:
             self._finish(shard.image, self.outputs[shard.image], tally)
 
-    def _set_aside(self, index: int, reason: str, passing: bool) -> None:
+    def _set_aside(self, index: int, row: Row, agenda: Agenda) -> None:
         """The image failed: nothing more of it is wanted."""
         if index not in self._failed and self._fail is not None:
             self._failed.add(index)
-            self.scratch.set_aside(index)
-            self._fail(index, reason, passing)
-
-
-def _outputs(plan: Plan, index: int) -> Outputs:
-    image = plan.images[index]
-    sides = tuple(name for name in ("probabilities", "uncertainty") if getattr(plan, name))
-    return Outputs.at(
-        location(image.output),
-        Size(*image.region.size),
-        plan.label_dtype,
-        len(plan.classes),
-        plan.block_edge(index),
-        plan.stride,
-        sides,
-    )
+            agenda.drop(index)
+            self._fail(index, row["error"], row["passing"])

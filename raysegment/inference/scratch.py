@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: A block that took its worker down this often is given up.
 MAX_ATTEMPTS = 3
 _FILES = ("plan.json", "batch")
-_FOLDERS = ("records", "attempts", "aside", "foreground", "copies")
+_FOLDERS = ("records", "attempts", "foreground", "copies")
 
 
 class Scratch:
@@ -81,13 +81,6 @@ class Scratch:
         """The image's mask is finished: its records are of no more use."""
         self._forget(f"records/{image}")
 
-    def set_aside(self, image: int) -> None:
-        """Have no worker take another of its blocks in hand."""
-        self._put(f"aside/{image}", b"")
-
-    def is_set_aside(self, image: int) -> bool:
-        return (self.path / f"aside/{image}").exists()
-
     # ── what workers need besides ────────────────────────────────────────────────
 
     def save_foreground(self, image: int, foreground: Foreground) -> None:
@@ -123,8 +116,7 @@ class Scratch:
 
     def forget_attempts(self) -> None:
         """A new run starts counting anew: a killed command is not the block's fault."""
-        for name in ("attempts", "aside"):
-            self._forget(name)
+        self._forget("attempts")
 
     # ── life ────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,152 @@
+"""What one worker of a run does: segment blocks, and write the shards that they make whole.
+
+The pixels never travel: a worker reads its block by itself, writes its record and answers with a few numbers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import ray
+
+from raysegment.errors import AnswerError, StorageError, WorkError
+from raysegment.geometry import Block, Window
+from raysegment.inference.answer import Row, reported
+from raysegment.inference.plan import Plan
+from raysegment.inference.policy import Policy
+from raysegment.inference.scratch import MAX_ATTEMPTS, Scratch
+
+if TYPE_CHECKING:
+    from raysegment.inference.assembly import Shard
+    from raysegment.inference.foreground import Foreground
+    from raysegment.inference.record import Record
+    from raysegment.inference.segmenter import Segmented, Segmenter
+    from raysegment.raster import Raster
+
+ModelSource = str | bytes
+"""Path of a model file, or a Model as :mod:`raysegment.model.shipping` packs it."""
+
+#: Images that one worker keeps open.
+_OPEN_IMAGES = 16
+#: Seconds before a block is tried again, first and later.
+_WAITS_S = (0.5, 2.0)
+
+
+class InferenceWorker:
+    """Lives in one process: the network, loaded with the first block, and the images it has open.
+
+    Its answers are rows of figures, an error among them: see :func:`raysegment.inference.answer.reported`.
+    """
+
+    def __init__(
+        self, plan: Plan, model: ModelSource, scratch: Scratch, policy: Policy | None = None
+    ) -> None:
+        self.plan, self.scratch, self.policy = plan, scratch, policy or Policy()
+        self._model = model
+        self._segmenter: Segmenter | None = None
+        self._images: OrderedDict[int, tuple[Raster, Foreground | None]] = OrderedDict()
+        self._opening = threading.Lock()
+
+    @ray.method(max_task_retries=-1)
+    def here(self) -> None:
+        """Answered once the process runs, the one that takes its place when it dies included."""
+
+    def segment(self, image: int, row: int, col: int) -> Row:
+        """Segment a block: its record is in the scratch when this answers."""
+        return reported(self._segment, image=image, row=row, col=col)
+
+    def write(self, shard: Shard, window: Window, in_image: Window | None) -> Row:
+        """Write a shard; see :func:`raysegment.inference.writing.write_shard`."""
+        from raysegment.inference.writing import write_shard
+
+        return reported(lambda: write_shard(self.plan, self.scratch, shard, window, in_image))
+
+    def _segment(self, image: int, row: int, col: int) -> Row:
+        block = Block(row, col)
+        if self.scratch.has_record(image, block):  # by a worker that died later in this run
+            return {
+                "tiles": self.scratch.open_record(image, block).tiles,
+                "compute_s": 0.0,
+                "began_at": time.time(),
+            }
+        # before the network: its loading may be what kills
+        if self.scratch.count_attempt(image, block) > MAX_ATTEMPTS:
+            reason = f"took its worker down {MAX_ATTEMPTS} times"
+            if self.plan.on_error == "fail":
+                raise WorkError(f"block {row},{col} of {self.plan.images[image].source} {reason}")
+            return self._save(image, block, time.time(), self._lost(image, block, reason))
+        self._load()
+        began_at = time.time()
+        try:
+            done = self._segmented(image, block)
+        except WorkError as e:
+            if self.plan.on_error == "fail" or isinstance(e, StorageError):  # which may well answer tomorrow
+                raise
+            return self._save(image, block, began_at, self._lost(image, block, str(e)))
+        return self._save(image, block, began_at, done.record, done)
+
+    def _segmented(self, image: int, block: Block) -> Segmented:
+        """One block, tried again after a failure that may pass."""
+        for at in range(self.policy.tries):
+            try:
+                raster, foreground = self._open(image)
+                return self._load().segment(raster, image, block, foreground)
+            except AnswerError:  # it would answer the same again
+                raise
+            except Exception:
+                if at + 1 == self.policy.tries:
+                    raise
+            self._forget(image)
+            time.sleep(_WAITS_S[min(at, len(_WAITS_S) - 1)])
+        raise AssertionError
+
+    def _save(
+        self, image: int, block: Block, began_at: float, record: Record, done: Segmented | None = None
+    ) -> Row:
+        self.scratch.save_record(image, block, record)
+        if self._segmenter is not None and self._segmenter.network.batch < self.plan.batch_size:
+            self.scratch.limit_batch(self._segmenter.network.batch)
+        return {
+            "tiles": record.tiles,
+            "compute_s": done.compute_s if done is not None else 0.0,
+            "began_at": began_at,
+        }
+
+    def _lost(self, image: int, block: Block, reason: str) -> Record:
+        from raysegment.inference.segmenter import nothing
+
+        return nothing(self.plan, image, block, failed=reason)
+
+    def _load(self) -> Segmenter:
+        from raysegment.inference.segmenter import Segmenter
+        from raysegment.model.file import load_model
+        from raysegment.model.shipping import unship
+
+        with self._opening:
+            if self._segmenter is None:
+                model = load_model(self._model) if isinstance(self._model, str) else unship(self._model)
+                self._model = ""  # held once
+                self._segmenter = Segmenter(model, self.plan)
+                self._segmenter.network.batch = self.scratch.batch_limit(self.plan.batch_size)
+            return self._segmenter
+
+    def _open(self, image: int) -> tuple[Raster, Foreground | None]:
+        from raysegment.inference.image import open_planned
+
+        with self._opening:
+            if image not in self._images:
+                planned = self.plan.images[image]
+                foreground = self.scratch.load_foreground(image) if planned.foreground is not None else None
+                self._images[image] = open_planned(planned, self.scratch), foreground
+                if len(self._images) > _OPEN_IMAGES:
+                    self._images.popitem(last=False)
+            self._images.move_to_end(image)
+            return self._images[image]
+
+    def _forget(self, image: int) -> None:
+        """Have it opened anew. It is not closed: another thread may be reading it."""
+        with self._opening:
+            self._images.pop(image, None)
