@@ -119,19 +119,32 @@ def mirror(window: Window, size: Size) -> tuple[Window, tuple[np.ndarray, ...] |
 
 
 def unfold(pixels: np.ndarray, index: tuple[np.ndarray, ...]) -> np.ndarray:
-    """What ``pixels[index]`` gives for the index of :func:`mirror`, ten times as fast.
+    """What ``pixels[index]`` gives for the index of :func:`mirror`, ten times as fast and more.
 
-    Whole rows are copied, and of each row the longest stretch that is not mirrored.
+    The largest part that is not mirrored is copied as it lies; only the rest is looked up.
     """
     import numpy as np
 
     rows, cols = (part.reshape(-1) for part in index)
-    taken = np.take(pixels, rows, axis=0)
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(cols) != 1) + 1, [len(cols)]])
-    longest = int(np.argmax(np.diff(edges)))
-    start, stop = int(edges[longest]), int(edges[longest + 1])
+    top, bottom = _longest_stretch(rows)
+    left, right = _longest_stretch(cols)
     out = np.empty((len(rows), len(cols), *pixels.shape[2:]), pixels.dtype)
-    out[:, start:stop] = taken[:, cols[start] : cols[start] + stop - start]
-    out[:, :start] = taken[:, cols[:start]]
-    out[:, stop:] = taken[:, cols[stop:]]
+    inner = pixels[rows[top] : rows[top] + bottom - top]
+    for into, taken in (
+        (out[top:bottom], inner),
+        (out[:top], pixels[rows[:top]]),
+        (out[bottom:], pixels[rows[bottom:]]),
+    ):
+        into[:, left:right] = taken[:, cols[left] : cols[left] + right - left]
+        into[:, :left] = taken[:, cols[:left]]
+        into[:, right:] = taken[:, cols[right:]]
     return out
+
+
+def _longest_stretch(index: np.ndarray) -> tuple[int, int]:
+    """Where the longest run of neighbours, upwards, begins and ends in an index."""
+    import numpy as np
+
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(index) != 1) + 1, [len(index)]])
+    longest = int(np.argmax(np.diff(edges)))
+    return int(edges[longest]), int(edges[longest + 1])

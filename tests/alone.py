@@ -21,7 +21,7 @@ from raysegment.inference.worker import InferenceWorker
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Until `patch` is undone: one worker, the last block of an image first, each shard written at once."""
     for room in (run, many):
-        patch.setattr(room, "cluster", lambda _: contextlib.nullcontext())
+        patch.setattr(room, "cluster", lambda *_, **__: contextlib.nullcontext())
     patch.setattr(ray, "put", lambda value: value)
     patch.setattr(agenda, "runs", _backwards)
     patch.setattr(flow, "Crew", _Alone)

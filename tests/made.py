@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from raysegment.geometry import Size, Window
+from raysegment.inference.auto import Measured
 from raysegment.inference.blend import FIXED_POINT_BITS
 from raysegment.inference.block import read_block
+from raysegment.inference.image import Image
+from raysegment.inference.job import Job
 from raysegment.inference.plan import ImagePlan, Plan
+from raysegment.inference.resolve import new_plan
+from raysegment.inference.scratch import Scratch
 from raysegment.inference.segmenter import Segmenter
 from raysegment.model.model import Model
 
@@ -94,3 +100,11 @@ def summed(model: Model, plan: Plan, image: np.ndarray, valid: np.ndarray | None
 
 def probabilities(sums: np.ndarray) -> np.ndarray:
     return sums / float(1 << FIXED_POINT_BITS)
+
+
+def settle(
+    job: Job, todo: Sequence[Image], scratch: Scratch, overwrite: bool
+) -> tuple[Plan, Measured | None]:
+    """The plan that `infer` would carry out in this scratch, and what was measured if it is new."""
+    plan = job.resume(todo, scratch, overwrite)
+    return (plan, None) if plan is not None else new_plan(job, todo, scratch)

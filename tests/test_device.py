@@ -22,6 +22,7 @@ import tifffile
 import torch
 import zarr
 from alone import without_ray
+from made import settle
 from networks import convolutional
 from trained import SMALL, make
 
@@ -34,7 +35,6 @@ from raysegment.inference.job import Job
 from raysegment.inference.joining import Joining
 from raysegment.inference.plan import Plan
 from raysegment.inference.request import Request
-from raysegment.inference.resolve import settle
 from raysegment.inference.run import infer
 from raysegment.inference.scratch import Scratch
 from raysegment.model.architectures import build

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysegment.geometry import Size, Window, mirror, reflect
+from raysegment.geometry import Size, Window, mirror, reflect, unfold
 from raysegment.inference.blend import weights, window
 from raysegment.inference.grid import Axis, Grid
 
@@ -44,6 +44,10 @@ def test_a_window_that_sticks_out_is_cut_from_the_mirrored_image(
     found = image[hull.slices()] if index is None else image[hull.slices()][index]
     padded = np.pad(image, 60, "reflect")
     assert np.array_equal(found, padded[60 + y : 60 + y + edge, 60 + x : 60 + x + edge])
+    if index is not None:
+        assert np.array_equal(unfold(image[hull.slices()], index), found)
+        bands = np.stack([image, -image], axis=2)
+        assert np.array_equal(unfold(bands[hull.slices()], index), np.stack([found, -found], axis=2))
 
 
 @given(axes())

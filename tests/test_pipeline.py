@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from made import make_plan, summed
+from made import make_plan, settle, summed
 from networks import convolutional, identity
 from ome_zarr_models.v05 import Image as OmeImage
 
@@ -27,7 +27,6 @@ from raysegment.inference.estimate import plan
 from raysegment.inference.job import Job
 from raysegment.inference.record import RecordFile
 from raysegment.inference.request import Request
-from raysegment.inference.resolve import settle
 from raysegment.inference.run import infer
 from raysegment.inference.scratch import Scratch
 from raysegment.model.architectures import build

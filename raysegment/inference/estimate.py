@@ -38,6 +38,7 @@ def plan(
     images = [(s, Path("mask.zarr")) for s in expand(source)]
     job = Job.open(images, model, request_of(options), select, workers)
     job.check()
+    job.check_memory()
     made, measured = resolve(job, job.images, job.load())
     count = worker_count(workers, made, itemsize_of(job), measured)
     region = made.images[0].region

@@ -75,15 +75,17 @@ class Job:
 
     def check(self) -> None:
         """Raise UsageError or InputError for what does not fit, before anything is touched."""
-        self.check_tile()
+        choose_tile(self.request, self.spec)
+        if self.request.device == "cuda":
+            _ = self.device  # looked for only now if it is asked for: torch is slow to load
         for image in self.images:
             image.check()
 
-    def check_tile(self) -> None:
-        """Raise UsageError for a tile that the model does not allow, or that no memory here could hold."""
-        tile, _ = choose_tile(self.request, self.spec)
+    def check_memory(self) -> None:
+        """Raise UsageError for a tile that no memory here could hold, or a device that is not there."""
         if not is_here(self.device):
             return  # a GPU of the cluster, which says by itself when it is too small
+        tile, _ = choose_tile(self.request, self.spec)
         need, there = least_tile_bytes(tile, self.spec), traits(self.device).memory
         if need > there:
             raise UsageError(

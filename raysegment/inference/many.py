@@ -73,7 +73,8 @@ def infer_many(
     Raises UsageError and InputError before any work; WorkError for what no image is to blame for.
     """
     job = replace(job, workers=workers)
-    job.check_tile()
+    job.check()
+    job.check_memory()
     folder = Scratch(scratch)
     folder.check()
     try:

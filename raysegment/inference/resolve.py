@@ -31,16 +31,12 @@ _WHOLE = 2.0
 _MEMORY_SWAY = 1.05
 
 
-def settle(
-    job: Job, todo: Sequence[Image], scratch: Scratch, overwrite: bool
-) -> tuple[Plan, Measured | None]:
-    """The plan of the run that was interrupted, or a new one, written down. The scratch must be locked.
+def new_plan(job: Job, todo: Sequence[Image], scratch: Scratch) -> tuple[Plan, Measured]:
+    """A plan of the images `todo`, written down, and what was measured for it. The scratch must be locked.
 
-    Raises UsageError, InputError, OutputExistsError; ReadError for a dear source that cannot be copied.
+    Raises UsageError, InputError; ReadError for a dear source that cannot be copied.
     """
-    plan = job.resume(todo, scratch, overwrite)
-    if plan is not None:
-        return plan, None
+    job.check_memory()
     plan, measured = resolve(job, todo, job.load())
     console.detail(f"precision: {measured}")
     dear = [image for index, image in enumerate(todo) if is_dear(plan, index, image)]

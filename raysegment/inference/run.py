@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
 from raysegment.errors import StorageError, WorkError
+from raysegment.hardware import available_cores
 from raysegment.inference.finish import InferredImage, finish_image
 from raysegment.inference.job import Job
 from raysegment.inference.options import Auto, Options, check_workers, itemsize_of, request_of, worker_count
 from raysegment.inference.plan import Plan
-from raysegment.inference.resolve import settle
 from raysegment.inference.results import InferResult, InferResults
 from raysegment.inference.scratch import Scratch
 from raysegment.inference.sources import expand, place
@@ -146,14 +146,24 @@ def _work(
     check_lock: Callable[[], None],
 ) -> None:
     """Settle the plan and carry it out, in the lock; every finished image goes into `done`."""
-    made, measured = settle(job, list(todo.values()), folder, overwrite)
-    if self_check:
-        from raysegment.inference.selfcheck import self_check as check
+    images = list(todo.values())
+    made, measured = job.resume(images, folder, overwrite), None
+    with cluster(available_cores() if workers == "auto" else workers, meanwhile=_load_torch):
+        if made is None:
+            from raysegment.inference.resolve import new_plan
 
-        check(made)
-    count = worker_count(workers, made, itemsize_of(job), measured)
-    with cluster(count):
+            made, measured = new_plan(job, images, folder)
+        if self_check:
+            from raysegment.inference.selfcheck import self_check as check
+
+            check(made)
+        count = worker_count(workers, made, itemsize_of(job), measured)
         _flow(job, made, todo, folder, count, done, measured, check_lock)
+
+
+def _load_torch() -> None:
+    """What takes a second to import, and is not needed to refuse a call or to find its masks finished."""
+    import raysegment.inference.resolve  # noqa: F401
 
 
 def _flow(

@@ -8,7 +8,8 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from raysegment import console
 from raysegment.errors import RaysegmentError, UsageError
@@ -42,17 +43,20 @@ FRUGAL_ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def cluster(workers: int, *, dashboard: bool = False) -> Iterator[None]:
+def cluster(
+    workers: int, *, dashboard: bool = False, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """A Ray to work in: the one that is connected already, the one that RAY_ADDRESS names, or an embedded one.
 
     `workers` one-CPU workers must find room in the embedded one. It is silent unless --verbose. Its dashboard binds to
-    loopback; its other ports do not (Ray offers no way), so it answers only to the token of this user.
+    loopback; its other ports do not (Ray offers no way), so it answers only to the token of this user. An embedded one
+    takes seconds to start, most of which are waiting: `meanwhile` is done beside it, in a thread.
     """
     with joined():
         if _is_running():
             yield
         else:
-            with _embedded(workers, dashboard=dashboard):
+            with _embedded(workers, dashboard, meanwhile):
                 yield
 
 
@@ -84,7 +88,7 @@ def _is_running() -> bool:
 
 
 @contextlib.contextmanager
-def _embedded(workers: int, *, dashboard: bool) -> Iterator[None]:
+def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) -> Iterator[None]:
     if "ray" not in sys.modules:  # Ray settles this when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for key, value in WORKER_ENVIRONMENT.items():
@@ -92,18 +96,21 @@ def _embedded(workers: int, *, dashboard: bool) -> Iterator[None]:
     with hushed() as quiet:
         import ray
 
-        ray.init(
-            address="local",
-            num_cpus=max(workers, available_cores()) + EXTRA_CPUS,
-            resources={PRIVATE: 1},
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            log_to_driver=not quiet,
-            logging_level=logging.ERROR if quiet else logging.INFO,
-        )
+        with ThreadPoolExecutor(1) as beside:
+            other = beside.submit(meanwhile)
+            ray.init(
+                address="local",
+                num_cpus=max(workers, available_cores()) + EXTRA_CPUS,
+                resources={PRIVATE: 1},
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                log_to_driver=not quiet,
+                logging_level=logging.ERROR if quiet else logging.INFO,
+            )
     close_token_file()
     OURS.set()
     try:
+        other.result()
         yield
     finally:
         OURS.clear()
