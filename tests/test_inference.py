@@ -194,6 +194,16 @@ def test_float_pixels_nan_is_zero_and_inf_is_an_error() -> None:
         summed(model, make_plan(model, image), image)
 
 
+def test_what_float32_cannot_hold_is_an_error_and_no_inf() -> None:
+    image = np.ones((40, 40, 1))
+    image[3, 4] = np.finfo(np.float32).max
+    model = constant()
+    assert np.isfinite(probabilities(summed(model, make_plan(model, image), image))).all()
+    image[3, 4] = -1e300
+    with pytest.raises(WorkError, match=r"holds -1e\+300, which is beyond float32, in block 0,0"):
+        summed(model, make_plan(model, image), image)
+
+
 @pytest.mark.parametrize("p", [(float("nan"), 0.5), (1.5, -0.5)])
 def test_answers_that_are_no_probabilities_name_the_block(p: tuple[float, float]) -> None:
     image, model = noise(40, 40), constant(p)

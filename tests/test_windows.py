@@ -63,6 +63,22 @@ def test_a_window_is_the_mirrored_scene_cropped(
         assert sample.valid.all()
 
 
+@pytest.mark.parametrize("value", [np.inf, 1e300])
+def test_what_float32_cannot_hold_is_refused_but_for_nodata(tmp_path: Path, value: float) -> None:
+    image, lowest = np.ones((6, 6)), float(np.finfo(np.float64).min)
+    image[0, 0] = lowest
+    tag = (42113, 2, 0, f"{lowest!r}", True)
+    _scene(tmp_path, image, np.zeros((6, 6), np.uint8), extratags=[tag])
+    window = Window(y=0, x=0, height=6, width=6)
+    sample = WindowReader(find_scenes(tmp_path), (0,), _TWO).read(0, window)
+    assert not sample.valid[0, 0]
+    assert (sample.pixels[sample.valid] == 1).all()
+    image[2, 2] = value
+    _scene(tmp_path, image, np.zeros((6, 6), np.uint8), extratags=[tag])
+    with pytest.raises(InputError, match=r"a\.tif holds (inf|1e\+300, which is beyond float32,): mend"):
+        WindowReader(find_scenes(tmp_path), (0,), _TWO).read(0, window)
+
+
 def test_pixels_without_data_are_ignored(tmp_path: Path) -> None:
     rgba = np.full((6, 6, 4), 255, np.uint8)
     rgba[0, :, 3] = 0

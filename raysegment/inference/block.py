@@ -10,6 +10,7 @@ import numpy as np
 from raysegment.errors import WorkError
 from raysegment.geometry import Block, Window, mirror, unfold
 from raysegment.raster.salvage import Failure, read_what_can_be
+from raysegment.raster.validity import unusable
 
 if TYPE_CHECKING:
     from raysegment.inference.foreground import Foreground
@@ -57,7 +58,7 @@ def read_block(
     """Read all pixels that a block's tiles see.
 
     With `salvage`, chunks that cannot be read are nodata, and named; otherwise ReadError is raised. Raises WorkError
-    for inf in the pixels.
+    for inf, and what float32 cannot hold, in the pixels.
     """
     seen = seen_by(grid, block, margin)
     hull, index = mirror(seen, grid.image)
@@ -68,12 +69,12 @@ def read_block(
         stored = raster.read(hull)
         valid = raster.valid(hull, stored)
     pixels = stored if channels == tuple(range(stored.shape[2])) else stored[:, :, channels]
-    if (
-        np.issubdtype(pixels.dtype, np.floating)
-        and np.isinf(pixels if valid is None else pixels[valid]).any()
-    ):
+    wrong = None
+    if pixels.dtype.kind == "f":
+        wrong = unusable(pixels if valid is None else pixels[valid])
+    if wrong is not None:
         raise WorkError(
-            f"{raster.path} holds inf in block {block.row},{block.col} ({hull}): mend or mask those pixels"
+            f"{raster.path} holds {wrong} in block {block.row},{block.col} ({hull}): mend or mask those pixels"
         )
     if index is not None:
         pixels = unfold(pixels, index)

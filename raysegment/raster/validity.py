@@ -50,13 +50,28 @@ def valid_pixels(pixels: np.ndarray, nodata: float | None, alpha: int | None) ->
     return valid
 
 
+def unusable(values: np.ndarray) -> str | None:
+    """What of `values` no network can take, in words; None where there is nothing: inf, and what becomes inf as
+    float32, in which networks compute. (No integer does.)"""
+    if values.dtype.kind != "f":
+        return None
+    if np.isinf(values).any():
+        return "inf"
+    if values.dtype.itemsize > np.float32().itemsize:
+        with np.errstate(over="ignore"):
+            beyond = np.isinf(values.astype(np.float32))
+        if beyond.any():
+            return f"{values[beyond][0]:g}, which is beyond float32,"
+    return None
+
+
 def _has_data(channel: np.ndarray, nodata: float | None) -> np.ndarray:
     if channel.dtype.kind != "f":
         return channel != channel.dtype.type(int(nodata))  # type: ignore[arg-type]
     has = channel == channel  # False at NaN alone
     if nodata is not None and not math.isnan(nodata):
         has &= channel != channel.dtype.type(nodata)
-        if channel.dtype == np.float64 and abs(nodata) < np.finfo(np.float32).max:
+        if channel.dtype == np.float64 and abs(nodata) < float(np.finfo(np.float32).max):
             # Overviews of float64 images are often computed in float32, and their nodata rounded with them.
             has &= channel != np.float64(np.float32(nodata))
     return has

@@ -15,6 +15,7 @@ import numpy as np
 from raysegment.errors import InputError
 from raysegment.geometry import Window
 from raysegment.raster import PixelSize, Raster
+from raysegment.raster.validity import unusable
 from raysegment.threads import OPENERS, in_order
 from raysegment.training.forms import Scene, Source, find_scenes
 
@@ -118,15 +119,17 @@ def blocks(raster: Raster) -> Iterator[Window]:
             yield Window.between(y, x, min(y + step_y, height), min(x + step_x, width))
 
 
-def usable(pixels: np.ndarray, path: str) -> np.ndarray:
-    """Pixels in a dtype that torch takes. Raises InputError for inf, which no normalisation survives."""
-    if pixels.dtype.kind == "f" and np.isinf(pixels).any():
-        raise InputError(f"{path} holds inf: mend those pixels, or make them nodata")
+def usable(pixels: np.ndarray, valid: np.ndarray | None, path: str) -> np.ndarray:
+    """Pixels (h, w, channels) in a dtype that torch takes. Raises InputError where `valid` ones (None: all) hold inf,
+    which no normalisation survives, or what becomes inf in that dtype."""
+    if pixels.dtype.kind == "f" and (wrong := unusable(pixels if valid is None else pixels[valid])):
+        raise InputError(f"{path} holds {wrong}: mend those pixels, or make them nodata")
     if pixels.dtype in (np.uint8, np.int8, np.int16, np.int32, np.float32):
         return pixels
     if pixels.dtype == np.uint16:
         return pixels.astype(np.int32)
-    return pixels.astype(np.float32)
+    with np.errstate(over="ignore"):  # nodata alone, such as the least float64, can be beyond it
+        return pixels.astype(np.float32)
 
 
 def _common_pixel_size(sizes: Sequence[PixelSize | None]) -> PixelSize | None:

@@ -20,6 +20,7 @@ from raysegment.classes import ClassMap, class_code
 from raysegment.errors import InputError
 from raysegment.geometry import Window
 from raysegment.raster import Raster
+from raysegment.raster.validity import unusable
 from raysegment.threads import READERS, in_order
 from raysegment.training.codes import Code, FileCodes, count_codes, kind_of, labels_of, sorted_codes
 from raysegment.training.coding import infer, told
@@ -161,11 +162,11 @@ def _measured(scene: Scene, fmt: Format, every: int) -> list[_Moments]:
         valid = image.valid(window, pixels)
         for channel, moment in zip(fmt.channels, moments, strict=True):
             values = pixels[:, :, channel] if valid is None else pixels[:, :, channel][valid]
-            moment.add(values.astype(np.float64).ravel())
-            if not math.isfinite(moment.mean):
+            if wrong := unusable(values):
                 raise InputError(
-                    f"{scene.image} holds inf ({window}): mend those pixels, or make them nodata"
+                    f"{scene.image} holds {wrong} ({window}): mend those pixels, or make them nodata"
                 )
+            moment.add(values.astype(np.float64).ravel())
     image.close()
     return moments
 
@@ -202,9 +203,8 @@ class _Moments:
         if not values.size:
             return
         part = _Moments()
-        with np.errstate(invalid="ignore"):  # inf - inf: the caller sees it in the mean
-            part.count, part.mean = values.size, float(values.mean())
-            part.squares = float(np.square(values - part.mean).sum())
+        part.count, part.mean = values.size, float(values.mean())
+        part.squares = float(np.square(values - part.mean).sum())
         self.join(part)
 
     def join(self, other: _Moments) -> None:

@@ -138,10 +138,9 @@ class WindowReader:
         stored = image.read(window)
         valid = image.valid(window, stored)
         target = self._target(paths, mask, window, valid)
-        if valid is None:
-            valid = np.ones(stored.shape[:2], bool)
         pixels = stored if self.channels == tuple(range(stored.shape[2])) else stored[:, :, self.channels]
-        return Sample(usable(pixels, str(paths.image)), target, valid)
+        pixels = usable(pixels, valid, str(paths.image))
+        return Sample(pixels, target, np.ones(stored.shape[:2], bool) if valid is None else valid)
 
     def _target(self, scene: Scene, mask: Raster, window: Window, valid: np.ndarray | None) -> np.ndarray:
         """uint8 class indices, IGNORE where the mask says so or the image is not `valid`."""
