@@ -168,6 +168,11 @@ def progress(label: str, total: float, unit: str) -> Iterator[Progress]:
         yield _Lines(label, total, unit)
 
 
+def counted(n: int, noun: str) -> str:
+    """ "1 block", "2 blocks", "0 classes"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def _clock(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     h, m = divmod(minutes, 60)

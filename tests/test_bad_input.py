@@ -103,9 +103,7 @@ def test_a_folder_that_is_no_image(model: Path, tmp_path: Path) -> None:
 
 def test_another_channel_count(model: Path, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "grey.tif", np.zeros((100, 100), np.uint8))
-    fails(
-        2, "infer", tmp_path / "grey.tif", "--model", model, "--out", tmp_path / "m.zarr", says="1 channels"
-    )
+    fails(2, "infer", tmp_path / "grey.tif", "--model", model, "--out", tmp_path / "m.zarr", says="1 channel")
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_unknown_values_and_mixed_bands_are_named_by_file(tmp_path: Path) -> Non
     assert "1.png: pixel value 3 belong to no class" in said
     assert inspect(data, classes=toml).facts["problems"] == [said]
     tifffile.imwrite(data / "images" / "1.tif", np.zeros((40, 40, 3), np.uint8), photometric="rgb")
-    assert "0.tif has 1 channels of uint8" in _refused(data, "--out", tmp_path / "run")
+    assert "0.tif has 1 channel of uint8" in _refused(data, "--out", tmp_path / "run")
 
 
 def test_nan_pixels_are_no_data(tmp_path: Path) -> None:

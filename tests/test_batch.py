@@ -180,7 +180,7 @@ def test_a_bad_image_is_set_aside_and_the_rest_finish(job: Job) -> None:
 
     again = job.run()
     assert (again.done, again.skipped, again.failed, again.exit_code) == (0, 5, 0, 0)
-    assert "2 are set aside" in again.summary()
+    assert "2 set aside" in again.summary()
     assert job.counts(retry=True) == (0, 3, 2)
     job.image(2).write_bytes(whole)
     assert job.counts() == (1, 4, 0)

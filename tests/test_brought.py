@@ -140,7 +140,7 @@ def test_a_sidecar_says_what_a_network_is_used_with(copied: Path) -> None:
         ),
         ('classes = ["a", {name = "b", colour = [0, -1, 0]}]', "class 2: colour 2"),
         ("mean = [1, 2]", "mean"),
-        ("thresholds = [0.5]", "1 values for 3 classes"),
+        ("thresholds = [0.5]", "1 value for 3 classes"),
         ('classes = "a"', "list of names"),
         ("classes = []", "list of names"),
         ('classes = ["a", 7]', "class 2 is 7"),
@@ -248,7 +248,7 @@ def test_a_frozen_size_is_named(frozen: Path, copied: Path) -> None:
 
 def test_other_channels_than_the_sidecar_says(copied: Path) -> None:
     copied.with_suffix(".toml").write_text(SIDECAR.replace("channels = 1", "channels = 3"))
-    with pytest.raises(rs.InputError, match="takes 1 channels, its sidecar says channels = 3"):
+    with pytest.raises(rs.InputError, match="takes 1 channel, its sidecar says channels = 3"):
         load_model(copied)
 
 

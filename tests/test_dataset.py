@@ -72,7 +72,7 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
 def test_images_of_two_kinds_are_refused_naming_both(tmp_path: Path) -> None:
     _put(tmp_path, "a.tif", _square(), _halves())
     _put(tmp_path, "b.tif", _square(0, 8, np.uint16), _halves())
-    with pytest.raises(InputError, match=r"a.tif has 1 channels of uint8, .*b.tif has 1 of uint16"):
+    with pytest.raises(InputError, match=r"a.tif has 1 channel of uint8, .*b.tif has 1 of uint16"):
         common_format(find_scenes(tmp_path))
 
 

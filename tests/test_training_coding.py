@@ -49,7 +49,7 @@ def test_palettes_are_read_by_index_and_lend_their_colours() -> None:
     ("files", "message"),
     [
         ([_file("a", {0: 5}), _file("b", {0: 2})], "a single class .*a.png: values 0.*training needs two"),
-        ([_file("a", {0: 90, 255: 90, **dict.fromkeys(range(3, 60, 2), 0.1)})], "29 values between 0 and 255 hold 1"),
+        ([_file("a", {0: 90, 255: 90, **dict.fromkeys(range(3, 60, 2), 0.1)})], "hold 29 values between 0 and 255"),
         ([_file("a", {0: 5, 1: 5}), _file("b", {0: 5, 255: 5})], "255 stands beside the values 0 to 1 .*b.png"),
         ([_file("a", {-1: 5, 0: 5, 1: 5})], "negative value -1, which may mean no data"),
         ([_file("a", {1: 5, 2: 5}, "palette", ((0, 0, 0),) * 3), _file("b", {(1, 1, 1): 2}, "colours")],

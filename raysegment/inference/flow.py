@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysegment import console
+from raysegment.console import counted
 from raysegment.errors import WorkError
 from raysegment.geometry import Block
 from raysegment.inference.agenda import Agenda, BlockWork, ShardWork, Work
@@ -89,7 +90,7 @@ class Flow:
         has = self.scratch.recorded().intersection(mine)
         missing = [at for at in mine if at not in has]
         if has:
-            console.say(f"going on: {len(has)} of {len(mine)} blocks are there already")
+            console.say(f"going on: of {counted(len(mine), 'block')} {len(has)} there already")
         agenda = Agenda(missing, workers)
         for index, block in has:
             self.tallies[index].resumed += 1

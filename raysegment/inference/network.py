@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from raysegment.console import counted
 from raysegment.errors import AnswerError, InputError, WorkError
 from raysegment.model.fold import fold_batchnorm
 from raysegment.model.fuse import fuse_relu
@@ -156,7 +157,8 @@ class Network:
             or (answer.shape[0], *answer.shape[2:]) != expected
         ):
             raise InputError(
-                f"the network answered shape {tuple(answer.shape)} in {where}; its spec ({len(plan.classes)} classes, "
+                f"the network answered shape {tuple(answer.shape)} in {where}; its spec "
+                f"({counted(len(plan.classes), 'class')}, "
                 f"margin {plan.margin}) says {(self.batch, len(plan.classes), plan.tile, plan.tile)}"
             )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from raysegment.console import counted
 from raysegment.errors import InputError, UsageError
 from raysegment.geometry import Window
 from raysegment.inference.blend import Blend
@@ -159,14 +160,14 @@ def choose_channels(request: Request, raster: Raster, spec: ModelSpec) -> tuple[
             raise UsageError(f"--channels {asked}: {raster.path} has channels 0 to {stored[-1]}")
         if len(request.channels) != spec.channels:
             raise UsageError(
-                f"--channels {asked} names {len(request.channels)} channels, the model takes {spec.channels}"
+                f"--channels {asked} names {counted(len(request.channels), 'channel')}, the model takes {spec.channels}"
             )
         return request.channels
     if len(stored) != spec.channels and raster.alpha is not None:
         stored.remove(raster.alpha)
     if len(stored) != spec.channels:
         raise InputError(
-            f"{raster.path} has {len(stored)} channels, the model takes {spec.channels}: "
+            f"{raster.path} has {counted(len(stored), 'channel')}, the model takes {spec.channels}: "
             "choose with --channels, or give a model that was trained on such images"
         )
     return tuple(stored)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from raysegment.console import counted
+
 
 @dataclass(frozen=True)
 class InferResult:
@@ -57,7 +59,7 @@ class InferResult:
         skipped = f" ({self.tiles_skipped} skipped)" if self.tiles_skipped else ""
         lines = [
             f"{self.output}: {width} × {height} px in {self.wall_s:.1f} s ({self.megapixels_per_s:.2f} MP/s), "
-            f"{self.tiles} tiles{skipped} in {self.blocks} blocks{resumed}",
+            f"{counted(self.tiles, 'tile')}{skipped} in {counted(self.blocks, 'block')}{resumed}",
             ", ".join(shares),
         ]
         lines += [f"{name}: {path}" for name, path in self.side_outputs.items()]
@@ -109,7 +111,7 @@ class InferResults:
         return "\n".join(
             [
                 *(image.summary() for image in self.images),
-                f"{self.output}: {len(self.images)} masks in {self.wall_s:.1f} s"
+                f"{self.output}: {counted(len(self.images), 'mask')} in {self.wall_s:.1f} s"
                 + (f", {done} of them done before" if done else ""),
             ]
         )

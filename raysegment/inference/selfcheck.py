@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from raysegment import console
+from raysegment.console import counted
 from raysegment.errors import WorkError
 from raysegment.geometry import Block, Size, Window
 from raysegment.inference.assembly import Assembly, Shard
@@ -105,7 +106,7 @@ def _findings(plan: Plan) -> Iterator[str]:
                 raise WorkError(
                     f"self-check: a {name} comes back {worst:.2g} off from {image.source}'s plan: do not trust its mask"
                 )
-            yield f"a {name} comes back to {worst:.1g} ({blocks} blocks of every kind)"
+            yield f"a {name} comes back to {worst:.1g} ({counted(blocks, 'block')}, every kind)"
 
 
 def _largest_error(plan: Plan, index: int, field: _Field) -> tuple[float, int]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from raysegment import console
 from raysegment.classes import ClassMap
+from raysegment.console import counted
 from raysegment.errors import RaysegmentError
 from raysegment.geometry import Size
 from raysegment.storage import Location
@@ -154,7 +155,7 @@ def _odd_ones_out(pairs: Sequence[_Looked]) -> list[str]:
         return []
     (channels, dtype), _ = kinds.most_common(1)[0]
     return [
-        f"{p.name} has {p.channels} channels of {p.dtype}, most images {channels} of {dtype}"
+        f"{p.name} has {counted(p.channels or 0, 'channel')} of {p.dtype}, most images {channels} of {dtype}"
         for p in pairs
         if p.dtype is not None and (p.channels, p.dtype) != (channels, dtype)
     ]
@@ -180,6 +181,6 @@ def _balance(found: ClassMap, files: Sequence[FileCodes]) -> list[dict[str, Any]
 
 def _several(counts: Counter[str]) -> str | None:
     """ "0/255 (30 files)", the commonest first."""
-    said = [f"{coding} ({n} file{'s' if n > 1 else ''})" for coding, n in counts.most_common(3)]
-    more = f"; {len(counts) - 3} other codings" if len(counts) > 3 else ""
+    said = [f"{coding} ({counted(n, 'file')})" for coding, n in counts.most_common(3)]
+    more = f"; {counted(len(counts) - 3, 'other coding')}" if len(counts) > 3 else ""
     return "; ".join(said) + more if said else None

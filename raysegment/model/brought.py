@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from raysegment.console import counted
 from raysegment.errors import InputError, RaysegmentError
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class InputShape:
         """Raises InputError when the input is no (n, c, h, w)."""
         if len(dimensions) != 4:
             raise InputError(
-                f"{name}: its input has {len(dimensions)} dimensions; export a network of (n, channels, h, w)"
+                f"{name}: its input has {counted(len(dimensions), 'dimension')}; "
+                "export a network of (n, channels, h, w)"
             )
         return cls(*dimensions)
 
@@ -40,7 +42,8 @@ class InputShape:
         """Raise InputError when the sidecar says something that the network does not take."""
         if self.channels not in (None, spec.channels):
             raise InputError(
-                f"{name} takes {self.channels} channels, its sidecar says channels = {spec.channels}: mend the sidecar"
+                f"{name} takes {counted(self.channels, 'channel')}, "
+                f"its sidecar says channels = {spec.channels}: mend the sidecar"
             )
         edge = spec.tile + 2 * spec.margin
         for frozen in (self.height, self.width):

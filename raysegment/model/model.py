@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from raysegment.console import counted
 from raysegment.errors import InputError
 from raysegment.model.shipping import fingerprint
 
@@ -114,7 +115,7 @@ class Model:
         if answer.shape != expected:
             raise InputError(
                 f"the network answered {tuple(answer.shape)} for an input of {tuple(x.shape)}; its spec "
-                f"({len(self.spec.classes)} classes, margin {self.spec.margin}) says {expected}"
+                f"({counted(len(self.spec.classes), 'class')}, margin {self.spec.margin}) says {expected}"
             )
         return answer.numpy()
 

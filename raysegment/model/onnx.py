@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from raysegment.console import counted
 from raysegment.errors import InputError, UsageError
 from raysegment.model.brought import BroughtNetwork, InputShape, first_line
 from raysegment.model.model import Model
@@ -30,7 +31,8 @@ def open_onnx(path: Path, spec: ModelSpec) -> Model:
     inputs = [i for i in graph.graph.input if i.name not in weights]
     if len(inputs) != 1 or len(graph.graph.output) != 1:
         raise InputError(
-            f"{path} has {len(inputs)} inputs and {len(graph.graph.output)} outputs: export a network with one of each"
+            f"{path} has {counted(len(inputs), 'input')} and {counted(len(graph.graph.output), 'output')}: "
+            "export a network with one of each"
         )
     tensor = inputs[0].type.tensor_type
     element = require("onnx").TensorProto.DataType.Name(tensor.elem_type)

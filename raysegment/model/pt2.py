@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
+from raysegment.console import counted
 from raysegment.errors import InputError
 from raysegment.model.brought import BroughtNetwork, InputShape, first_line
 from raysegment.model.model import Model
@@ -89,7 +90,9 @@ def _quiet() -> Iterator[None]:
 def _input_shape(program: ExportedProgram, name: str) -> InputShape:
     inputs = program.graph_signature.user_inputs
     if len(inputs) != 1:
-        raise InputError(f"{name} takes {len(inputs)} inputs: export a network of one, (n, channels, h, w)")
+        raise InputError(
+            f"{name} takes {counted(len(inputs), 'input')}: export a network of one, (n, channels, h, w)"
+        )
     node = next(n for n in program.graph.nodes if n.name == inputs[0])
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:

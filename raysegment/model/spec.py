@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from raysegment.console import counted
+
 Activation = Literal["softmax", "sigmoid", "none"]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]
@@ -80,14 +82,15 @@ class ModelSpec(BaseModel):
             n = len(getattr(self, name))
             if n not in (1, self.channels):
                 raise ValueError(
-                    f"{name} has {n} values, the model {self.channels} channels: give one or {self.channels}"
+                    f"{name} has {counted(n, 'value')}, the model {counted(self.channels, 'channel')}: "
+                    f"give one or {self.channels}"
                 )
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std {self.std} must be positive")
         if self.thresholds is not None:
             if len(self.thresholds) != len(self.classes):
                 raise ValueError(
-                    f"thresholds has {len(self.thresholds)} values for {len(self.classes)} classes"
+                    f"thresholds has {counted(len(self.thresholds), 'value')} for {counted(len(self.classes), 'class')}"
                 )
             if any(not 0 < t <= 1 for t in self.thresholds):
                 raise ValueError(f"thresholds {self.thresholds} must lie in (0, 1]")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raysegment import console
+from raysegment.console import counted
 from raysegment.errors import RaysegmentError, UsageError
 from raysegment.model.file import file_identity, load_spec
 from raysegment.nightly.discovery import check_readable, discover
@@ -132,7 +133,7 @@ def _check_place(run: Run) -> None:
 def _work(run: Run, night: Night, todo: Todo) -> BatchResult:
     """Segment, in the lock; whatever happens is told."""
     said = f", {len(todo.set_aside)} set aside before" if todo.set_aside else ""
-    console.say(f"{run.job.name}: {len(todo.work)} of {todo.images} images to do{said}")
+    console.say(f"{run.job.name}: {len(todo.work)} of {counted(todo.images, 'image')} to do{said}")
     for source, entry in todo.touched.items():
         night.ledger.images[source] = entry
     for found, claim in todo.work:
@@ -217,9 +218,9 @@ def _idle(run: Run, ledger: Ledger, todo: Todo) -> BatchResult:
     if not todo.images:
         text = f"nothing to do: no image matches {', '.join(run.job.input.paths)}"
     else:
-        text = f"nothing to do: {todo.done} of {todo.images} images are done"
+        text = f"nothing to do: {todo.done} of {counted(todo.images, 'image')} done"
         if todo.set_aside:
-            text += f", {len(todo.set_aside)} are set aside (batch --retry tries them again)"
+            text += f", {len(todo.set_aside)} set aside (batch --retry tries them again)"
     return BatchResult(0, todo.images, 0, todo.images, run.wall_s, report, 0, f"{run.job.name}: {text}")
 
 
@@ -227,7 +228,7 @@ def _summary(record: dict[str, Any], report: str) -> str:
     counts, speed = record["counts"], record["throughput"]
     text = (
         f"{record['name']}: {counts['done']} done, {counts['skipped']} skipped, {counts['failed']} failed of "
-        f"{counts['images']} images in {record['wall_s']:.1f} s ({speed['megapixels_per_s']:.2f} MP/s)"
+        f"{counted(counts['images'], 'image')} in {record['wall_s']:.1f} s ({speed['megapixels_per_s']:.2f} MP/s)"
     )
     if counts["left"]:
         text += f"; {counts['left']} left at the deadline: the next run goes on with them"

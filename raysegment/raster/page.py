@@ -242,7 +242,7 @@ class Page:
         if min(len(self._offsets), len(self._counts)) < wanted:
             found = min(len(self._offsets), len(self._counts))
             raise InputError(
-                f"{path}: its header says {height} × {width} px in {wanted} tiles or strips, but has {found}"
+                f"{path}: its header says {height} × {width} px in tiles or strips, {wanted} in all, but has {found}"
             )
         if key.compression != 1:
             try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from raysegment import console
 from raysegment.errors import StorageError, WorkError
 from raysegment.storage import Location
 from raysegment.storage.objects import put
@@ -34,6 +35,11 @@ def write_page(path: Location, html: str) -> None:
 def count(number: float) -> str:
     """12345678 → "12 345 678"."""
     return f"{number:,.0f}".replace(",", _NARROW_SPACE)
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "12 345 images"."""
+    return f"{count(number)} {console.counted(number, noun).partition(' ')[2]}"
 
 
 def share(part: float) -> str:
@@ -69,5 +75,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(count=count, share=share, score=score, spelled=spelled, duration=duration)
+    found.filters.update(
+        count=count, counted=counted, share=share, score=score, spelled=spelled, duration=duration
+    )
     return found

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from raysegment import console
+from raysegment.console import counted
 from raysegment.errors import UsageError
 from raysegment.runtime.address import Address, reach, undisturbed
 from raysegment.runtime.embedded import OURS, PRIVATE, hushed
@@ -131,7 +132,7 @@ def fitted(asked: int | None, *, cpus: int, gpus: int, memory: int) -> int | Non
         )
     if asked is not None and asked > room:
         console.say(
-            f"{room} of {asked} workers of {needs} find room in this cluster: the others wait for more nodes"
+            f"{room} of {counted(asked, 'worker')} of {needs} find room in this cluster: the others wait for more nodes"
         )
     say_if_taken(wanted)
     return asked or room

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from raysegment.console import counted
 from raysegment.errors import UsageError
 from raysegment.runtime.address import Address, reach, where
 from raysegment.runtime.security import ask, exposure, find_token
@@ -112,7 +113,8 @@ def _warnings(
         shown = ", ".join(map(str, ports[:6])) + (", …" if len(ports) > 6 else "")
         lock = "only the token guards them" if needs_token else "nothing guards them"
         yield (
-            f"Ray's processes here listen on all interfaces ({len(ports)} ports: {shown}), whatever the dashboard "
+            f"Ray's processes here listen on all interfaces ({counted(len(ports), 'port')}: {shown}), "
+            "whatever the dashboard "
             f"binds to, and {lock}: close them with a firewall"
         )
 

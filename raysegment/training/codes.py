@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raysegment.classes import class_code, pixel_codes
+from raysegment.console import counted
 from raysegment.errors import InputError
 from raysegment.model.spec import Colour
 
@@ -93,7 +94,9 @@ def kind_of(mask: Raster) -> Kind:
         return "labels"
     channels = mask.shape[2] - (mask.alpha is not None)
     if channels not in (1, 3):
-        raise InputError(f"{mask.path} has {channels} channels: a mask has one (values) or three (colours)")
+        raise InputError(
+            f"{mask.path} has {counted(channels, 'channel')}: a mask has one (values) or three (colours)"
+        )
     if channels == 3:
         return "colours"
     return "palette" if mask.palette is not None else "values"

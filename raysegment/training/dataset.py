@@ -12,6 +12,7 @@ from threading import Lock
 
 import numpy as np
 
+from raysegment.console import counted
 from raysegment.errors import InputError
 from raysegment.geometry import Window
 from raysegment.raster import PixelSize, Raster
@@ -51,7 +52,7 @@ def common_format(scenes: Sequence[Scene]) -> Format:
         first = first or this
         if this[1:] != first[1:]:
             raise InputError(
-                f"images must be of one kind: {first[0]} has {first[1]} channels of {first[2]}, "
+                f"images must be of one kind: {first[0]} has {counted(first[1], 'channel')} of {first[2]}, "
                 f"{this[0]} has {this[1]} of {this[2]}"
             )
     assert first is not None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysegment.classes import GREATEST
+from raysegment.console import counted
 from raysegment.training.codes import (
     Code,
     FileCodes,
@@ -118,7 +119,8 @@ def _of_values(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt | Non
         return doubt
     if (low, high) == (0, 255) and between and share < _EDGE_SHARE:
         return Doubt(
-            f"{len(between)} values between 0 and 255 hold {share:.1%} of the mask pixels, as anti-aliased or "
+            f"{share:.1%} of the mask pixels hold {counted(len(between), 'value')} between 0 and 255, "
+            "as anti-aliased or "
             f"JPEG-compressed edges do ({several(_widest(files))})",
             _HALVES,
         )

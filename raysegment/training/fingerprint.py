@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysegment.classes import ClassMap
+from raysegment.console import counted
 from raysegment.errors import UsageError
 from raysegment.geometry import Window
 from raysegment.training.dataset import Format, Scene
@@ -60,7 +61,8 @@ class Fingerprint:
     def __str__(self) -> str:
         objects = "" if self.object_px is None else f", objects about {self.object_px:.0f} px wide"
         return (
-            f"{self.images} images of about {self.height} × {self.width} px, {self.channels} × {self.dtype}{objects}, "
+            f"{counted(self.images, 'image')} of about {self.height} × {self.width} px, "
+            f"{self.channels} × {self.dtype}{objects}, "
             f"{self.memory / 2**30:.0f} GiB of memory"
         )
 

@@ -7,6 +7,7 @@ import os
 from typing import Literal
 
 from raysegment import console
+from raysegment.console import counted
 from raysegment.errors import RaysegmentError, WorkError
 from raysegment.runtime import joined
 from raysegment.storage import Url, location
@@ -147,7 +148,8 @@ def train(
         result = TrainResult.of_record(run.model, record, already_done=False)
         if result.epochs < job.settings.epochs:
             console.say(
-                f"ended after epoch {result.epochs}: no better {job.settings.metric} in {early_stop} epochs"
+                f"ended after epoch {result.epochs}: no better {job.settings.metric} "
+                f"in {counted(early_stop or 0, 'epoch')}"
             )
         if result.metrics.accuracy <= result.metrics.constant_accuracy:
             console.warn(
@@ -163,9 +165,11 @@ def _outline(job: Job, team: Team, *, resumed: bool) -> str:
     resampled = f", {changed} of them resampled to {s.pixel_size:g}" if changed else ""
     held = " … ".join(dict.fromkeys((job.val[0].name, job.val[-1].name)))
     return (
-        f"{'go on to train' if resumed else 'train'} on {len(job.train)} images, validate on {len(job.val)} ({held})"
+        f"{'go on to train' if resumed else 'train'} on {counted(len(job.train), 'image')}, "
+        f"validate on {len(job.val)} ({held})"
         f"{resampled}: "
-        f"{s.epochs} × {s.steps_per_epoch} steps of {s.batch_size} windows of {s.tile} px, {s.precision}, "
+        f"{s.epochs} × {counted(s.steps_per_epoch, 'step')} of {counted(s.batch_size, 'window')} of "
+        f"{s.tile} px, {s.precision}, "
         f"workers: {team}"
     )
 

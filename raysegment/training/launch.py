@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from raysegment import console, errors
+from raysegment.console import counted
 from raysegment.errors import WorkError
 from raysegment.runtime import cluster
 from raysegment.storage import Url
@@ -100,7 +101,7 @@ class _Training(threading.Thread):
         room = self.team.room(cluster_nodes())
         if room >= self.team.least:
             return None
-        return f"{room} of {self.team.least} workers find room in this Ray now: waiting for a node"
+        return f"room for {room} of {counted(self.team.least, 'worker')} in this Ray now: waiting for a node"
 
     def _fit(self, folder: str) -> Exception | None:
         """Train until the end, or until too many workers have died: then, with what. `folder`: of Ray Train's files."""

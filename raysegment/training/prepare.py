@@ -18,6 +18,7 @@ from typing import Any
 
 from raysegment import console
 from raysegment.classes import ClassMap
+from raysegment.console import counted
 from raysegment.errors import InputError, UsageError
 from raysegment.hardware import available_cores
 from raysegment.model.architectures import margin, multiple
@@ -227,7 +228,8 @@ def _class_weights(text: str, seen: Survey) -> list[float] | None:
     weights = [float(part) for part in text.split(",")]
     if len(weights) != len(names):
         raise UsageError(
-            f"--class-weights {text} has {len(weights)} numbers, the data {len(names)} classes ({', '.join(names)})"
+            f"--class-weights {text} has {counted(len(weights), 'number')}, the data "
+            f"{counted(len(names), 'class')} ({', '.join(names)})"
         )
     return weights
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raysegment import console
+from raysegment.console import counted
 from raysegment.errors import UsageError
 from raysegment.hardware import available_cores
 from raysegment.training.settings import Settings
@@ -96,7 +97,8 @@ def _fitted(team: Team, nodes: Sequence[Node], wish: int | str) -> Team:
     if room < team.least:
         needs = " and ".join(f"{number:g} {name}" for name, number in team.resources.items())
         raise UsageError(
-            f"--workers {wish}: {team.least} workers of {needs} each; this Ray has room for {room}: give fewer"
+            f"--workers {wish}: {counted(team.least, 'worker')} of {needs} each; "
+            f"this Ray has room for {room}: give fewer"
         )
     while not team.gpus and replace(team, threads=team.threads + 1).room(nodes) >= team.most:
         team = replace(team, threads=team.threads + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raysegment.console import counted
 from raysegment.errors import WorkError
 from raysegment.metrics import Scores
 from raysegment.training.settings import Resolved
@@ -20,7 +21,7 @@ def constant_answer(scores: Scores, settings: Resolved) -> WorkError | None:
     rarest = min(missed, key=lambda name: scores.classes[name].support)
     share = scores.classes[rarest].support / sum(score.support for score in scores.classes.values())
     if settings.total_steps < _FEW_STEPS:
-        cause = f"it was trained for {settings.total_steps} steps only: raise --epochs or --steps-per-epoch"
+        cause = f"it was trained for {counted(settings.total_steps, 'step')} only: raise --epochs or --steps-per-epoch"
     elif settings.architecture == "unet-keras":
         cause = "the ReLU on the two channels of its head is dead: use --architecture unet, or another --seed"
     elif share < _RARE:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysegment import console
+from raysegment.console import counted
 from raysegment.geometry import Size, Window
 from raysegment.raster.walk import windows
 from raysegment.threads import OPENERS, READERS, in_order
@@ -85,7 +86,7 @@ def overlaps(train: Sequence[Scene], val: Sequence[Scene]) -> list[Leak]:
 def named(leaks: Sequence[Leak]) -> str:
     """The first few, one after the other, and how many more there are."""
     shown = ", ".join(map(str, leaks[:_SHOWN]))
-    return shown if len(leaks) <= _SHOWN else f"{shown} and {len(leaks) - _SHOWN} more pairs"
+    return shown if len(leaks) <= _SHOWN else f"{shown} and {counted(len(leaks) - _SHOWN, 'more pair')}"
 
 
 @dataclass(frozen=True, slots=True)
