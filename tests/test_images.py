@@ -252,6 +252,23 @@ def test_what_a_sparse_file_leaves_out_is_background(tmp_path: Path, here: None)
     assert some.forward_pixels == 4 * 4 * 64**2
 
 
+def test_a_plan_says_that_it_reads_no_pixels_to_find_what_is_skipped(tmp_path: Path, here: None) -> None:
+    pixels = noise(256, 256) | 1
+    pixels[:, 128:] = 0
+    source = write(tmp_path / "a.tif", pixels, tile=(64, 64), extratags=[(42113, 2, 0, "0", True)])
+    model = convolutional()
+    planned = plan(source, model=model, foreground="auto", **SETTINGS)
+    done = one(infer(source, model=model, out=tmp_path / "m.zarr", foreground="auto", **SETTINGS))
+    assert planned.tiles_skipped < done.tiles_skipped
+    assert f"; at least {planned.tiles_skipped} skipped, told without reading pixels" in planned.summary()
+    assert f"at most {planned.forward_passes} (" in planned.summary()
+    whole = plan(source, model=model, **SETTINGS)
+    assert "; 0 skipped\n" in whole.summary()
+    assert "at most" not in whole.summary().partition("reading")[0]
+    assert planned.to_json().keys() == whole.to_json().keys()
+    assert "looks" not in planned.to_json()
+
+
 # ── what cannot be read, or answered ─────────────────────────────────────────────
 
 

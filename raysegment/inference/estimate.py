@@ -72,6 +72,7 @@ def plan(
             "workers": count,
             "threads": made.threads,
         },
+        looks=any(image.skip for image in made.images),
     )
 
 

@@ -127,6 +127,7 @@ class PlanResult:
     block: int
     tiles: int
     tiles_skipped: int
+    """Of these, those that are known to hold no foreground before a pixel is read: at least that many are skipped."""
     blocks: int
     forward_passes: int
     forward_pixels: int
@@ -139,18 +140,23 @@ class PlanResult:
     worker_bytes: int
     estimated_s: float
     auto: dict[str, Any]
+    looks: bool = field(default=False, repr=False)
+    """Whether `infer` looks at the pixels of the other tiles, too, and skips those that hold none that counts."""
     exit_code: int = field(default=0, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "exit_code"}
+        return {key: value for key, value in asdict(self).items() if key not in ("looks", "exit_code")}
 
     def summary(self) -> str:
+        skipped, at_most = f"{self.tiles_skipped} skipped", ""
+        if self.looks:
+            skipped, at_most = f"at least {skipped}, told without reading pixels", "at most "
         copied = "; copied once, because its layout makes windows dear" if self.transcode else ""
         lines = {
             "image": f"{self.shape[1]} × {self.shape[0]} px",
-            "tiles": f"{self.tiles} of {self.tile} px, overlap {self.overlap}; {self.tiles_skipped} skipped",
+            "tiles": f"{self.tiles} of {self.tile} px, overlap {self.overlap}; {skipped}",
             "blocks": f"{self.blocks} of {self.block} px",
-            "forward passes": f"{self.forward_passes} ({self.forward_pixels / 1e6:.1f} MP)",
+            "forward passes": f"{at_most}{self.forward_passes} ({self.forward_pixels / 1e6:.1f} MP)",
             "reading": f"{readable_bytes(self.read_bytes)}, {self.read_amplification:.2f} × the image{copied}",
             "scratch": f"at most {readable_bytes(self.scratch_bytes)}",
             "output": f"at most {readable_bytes(self.output_bytes)}",
