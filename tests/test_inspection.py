@@ -58,6 +58,19 @@ def test_an_image(tmp_path: Path) -> None:
         assert row["mean"] == pytest.approx(data[:, c].mean())
 
 
+def test_how_the_axes_of_an_array_were_understood(tmp_path: Path) -> None:
+    pixels = np.ones((12, 40, 50), np.uint8)
+    zarr.create_array(tmp_path / "a.zarr", data=pixels)
+    found = inspect(tmp_path / "a.zarr")
+    assert found.facts["axes"] == {"c": 12, "y": 40, "x": 50}
+    assert not found.facts["axes_are_named"]
+    lines = [" ".join(line.split()) for line in found.summary().splitlines()]
+    assert {"axes c 12, y 40, x 50", "axes are named no"} <= set(lines)
+    zarr.create_array(tmp_path / "b.zarr", data=pixels, dimension_names=("band", "lat", "lon"))
+    assert inspect(tmp_path / "b.zarr").facts["axes_are_named"]
+    assert "axes" not in inspect(tif(tmp_path / "i.tif", pixels[0])).facts
+
+
 def test_floats_that_json_cannot_say(tmp_path: Path) -> None:
     pixels = RNG.random((20, 20, 2)).astype(np.float32)
     pixels[0, :, 0] = np.nan

@@ -86,6 +86,30 @@ def test_axes_that_cannot_be_told_are_refused(tmp_path: Path, shape: tuple[int, 
         open_raster(stored(tmp_path / "a.zarr", random(*shape)))
 
 
+@pytest.mark.parametrize("shape", [(12, 40, 50), (17, 40, 50), (40, 50, 60)])
+def test_a_selection_says_that_an_unnamed_array_is_a_stack(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    pixels = random(*shape)
+    path = stored(tmp_path / "a.zarr", pixels)
+    raster = open_raster(path, select={"z": 11})
+    assert raster.shape == (*shape[1:], 1)
+    window = Window(y=3, x=4, height=20, width=30)
+    np.testing.assert_array_equal(raster.read(window)[:, :, 0], pixels[11][window.slices()])
+    again = pickle.loads(pickle.dumps(raster))
+    np.testing.assert_array_equal(again.read(window), raster.read(window))
+    with pytest.raises(UsageError, match="select z=60 is outside"):
+        open_raster(path, select={"z": 60})
+    if shape[0] > 16:
+        with pytest.raises(InputError, match="to read one plane of the first axis, --select z=0"):
+            open_raster(path)
+
+
+def test_a_selection_turns_no_pixels_into_a_stack(tmp_path: Path) -> None:
+    path = stored(tmp_path / "a.zarr", random(40, 50, 3))
+    with pytest.raises(UsageError, match=r"select z=0 does not fit .*\(y=40, x=50, c=3\)"):
+        open_raster(path, select={"z": 0})
+    assert open_raster(path, select={"c": 2}).shape == (40, 50, 1)
+
+
 def test_named_axes_are_honoured(tmp_path: Path) -> None:
     pixels = random(4, 30, 2, 20)
     named = stored(tmp_path / "v3.zarr", pixels, dimension_names=("time", "lon", "band", "lat"))

@@ -11,6 +11,7 @@ from raysegment import console
 from raysegment.classes import distinct, pixel_codes
 from raysegment.geometry import Window
 from raysegment.raster.walk import windows
+from raysegment.raster.zarr import ZarrRaster
 
 if TYPE_CHECKING:
     from raysegment.mask.coding import Coding, Field
@@ -28,6 +29,7 @@ def image_facts(raster: Raster, field: Field | None = None) -> dict[str, Any]:
         **({} if field is None else {"holds": str(field)}),
         "format": raster.format,
         "shape": [height, width, channels],
+        **_axes(raster),
         "dtype": str(raster.dtype),
         "megapixels": height * width / 1e6,
         "bytes": height * width * channels * raster.dtype.itemsize,
@@ -79,6 +81,13 @@ def class_pixels(raster: Raster) -> Counter[int]:
             counts.update(dict(zip(values.tolist(), np.bincount(index).tolist(), strict=True)))
             progress.advance(window.area / 1e6)
     return counts
+
+
+def _axes(raster: Raster) -> dict[str, Any]:
+    """Of an image that is an array of any axes: a stack of planes without names is easily taken for channels."""
+    if not isinstance(raster, ZarrRaster):
+        return {}
+    return {"axes": raster.axes, "axes_are_named": raster.axes_are_named}
 
 
 def _places(raster: Raster) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _SHORT = {name: short for short, names in _MEANING.items() for name in names}
 
 #: A trailing or leading axis of at most this many entries is taken for the channels of an unnamed 3-D array.
 MOST_CHANNELS = 16
+_PIXELS = ("y", "x", "c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +81,37 @@ def resolve(names: Sequence[str], sizes: Sequence[int], select: Mapping[str, int
     return Axes(short.index("y"), short.index("x"), channel, fixed)
 
 
-def guess_names(sizes: Sequence[int], path: str) -> tuple[str, ...]:
+def guess_names(sizes: Sequence[int], path: str, select: Mapping[str, int] | None = None) -> tuple[str, ...]:
     """Names for an array without any: (y, x); (y, x, c) or (c, y, x) by which end is short.
 
-    Raises InputError when neither end is.
+    Nothing but the caller can know that the leading axis is z or t: a `select` that names it says so. Raises InputError
+    when nothing tells.
     """
+    found = _by_size(sizes)
+    named = [short_name(n) for n in select or ()]
+    if (
+        len(sizes) == 3
+        and len(named) == 1
+        and named[0] not in ("y", "x", *(found or ()))
+        and found != _PIXELS
+    ):
+        return (named[0], "y", "x")
+    if found is not None:
+        return found
+    hint = ", or, to read one plane of the first axis, --select z=0" if len(sizes) == 3 else ""
+    raise InputError(
+        f"{path} is an array of shape {tuple(sizes)} without axis names, and which is which cannot be told: "
+        f"set dimension_names (Zarr v3) or the attribute _ARRAY_DIMENSIONS{hint}"
+    )
+
+
+def _by_size(sizes: Sequence[int]) -> tuple[str, ...] | None:
     if len(sizes) == 2:
         return ("y", "x")
     if len(sizes) == 3:
         first, middle, last = sizes
         if last <= MOST_CHANNELS and last < min(first, middle):
-            return ("y", "x", "c")
+            return _PIXELS
         if first <= MOST_CHANNELS and first < min(middle, last):
             return ("c", "y", "x")
-    raise InputError(
-        f"{path} is an array of shape {tuple(sizes)} without axis names, and which is which cannot be told: "
-        "set dimension_names (Zarr v3) or the attribute _ARRAY_DIMENSIONS"
-    )
+    return None

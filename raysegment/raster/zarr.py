@@ -8,7 +8,7 @@ import numpy as np
 
 from raysegment.errors import InputError, RaysegmentError, ReadError, StorageError
 from raysegment.geometry import Size, Window
-from raysegment.raster.axes import guess_names, resolve
+from raysegment.raster.axes import guess_names, resolve, short_name
 from raysegment.raster.georeference import pixel_size_of
 from raysegment.raster.identity import content_identity, path_identity
 from raysegment.raster.segment_cache import DECODED
@@ -53,6 +53,8 @@ class ZarrRaster:
     palette: tuple[tuple[int, int, int], ...] | None = None
     alpha: int | None = None
     pixel_size: PixelSize | None = None
+    axes_are_named = True
+    """Whether the source says what its axes are; else it was told by their lengths, and by `select`."""
 
     def __init__(self, path: str, select: Mapping[str, int]) -> None:
         import zarr
@@ -77,7 +79,9 @@ class ZarrRaster:
             raise InputError(f"{path} is not a readable Zarr: {type(e).__name__}: {e}") from e
 
     def _open_array(self, array: zarr.Array) -> None:
-        names = dimension_names(array) or names_by_parent(self._place) or guess_names(array.shape, self.path)
+        names = dimension_names(array) or names_by_parent(self._place)
+        self.axes_are_named = names is not None
+        names = names or guess_names(array.shape, self.path, self.select)
         self.format = f"Zarr v{array.metadata.zarr_format}"
         self._describe([array], [names], dict(array.attrs), {})
 
@@ -140,6 +144,8 @@ class ZarrRaster:
                 )
         self._axes = [resolve(n, a.shape, self.select, self.path) for n, a in zip(names, arrays, strict=True)]
         axes = self._axes[0]
+        self.axes = dict(zip(map(short_name, names[0]), first.shape, strict=True))
+        """Name and length of every axis, as stored."""
         self.levels = tuple(Size(a.shape[x.y], a.shape[x.x]) for a, x in zip(arrays, self._axes, strict=True))
         channels = 1 if axes.channel is None else first.shape[axes.channel]
         self.shape = (*self.levels[0], channels)
