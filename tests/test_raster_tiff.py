@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
+from raysegment import console
 from raysegment.errors import InputError, ReadError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.raster import Raster, open_raster
@@ -365,7 +366,16 @@ def test_nodata_that_no_pixel_can_hold_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("point", [False, True], ids=["area", "point"])
 @pytest.mark.parametrize(
     ("crs", "unit"),
-    [("EPSG:32643", "m"), ("EPSG:4326", "degree"), ("EPSG:2263", "foot"), ("ESRI:102039", "m"), (None, None)],
+    [
+        *(
+            ("EPSG:32643", "m"),
+            ("EPSG:4326", "degree"),
+            ("EPSG:2263", "foot"),
+            ("ESRI:102039", "m"),
+            (None, None),
+        ),
+        *(("EPSG:32632+5773", "m"), ("EPSG:27700+5701", "m"), ("EPSG:4326+5773", "degree")),  # with heights
+    ],
 )
 def test_georeference_equals_rasterios(
     tmp_path: Path, crs: str | None, unit: str | None, point: bool
@@ -390,6 +400,27 @@ def test_georeference_equals_rasterios(
         assert raster.pixel_size is not None
         assert raster.pixel_size[:2] == pytest.approx((scale * np.hypot(b, e), scale * np.hypot(a, d)))
         assert raster.pixel_size[2] == ("m" if unit == "foot" else unit)
+
+
+def test_heights_without_a_known_system_leave_the_horizontal_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = tmp_path / "g.tif", list[str]()
+    monkeypatch.setattr(console, "warn", told.append)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=4, width=5, count=1, dtype="uint8", crs="EPSG:32632+5773",
+        transform=Affine(2, 0, 10, 0, -2, 20),
+    ) as dataset:  # fmt: skip
+        dataset.write(np.ones((1, 4, 5), np.uint8))
+    assert open_raster(path).crs.startswith('COMPOUNDCRS["WGS 84 / UTM zone 32N + EGM96 height"')
+    assert not told
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tag = tif.pages.first.tags[34735]
+        tag.overwrite(tuple(5030 if value == 5773 else value for value in tag.value))
+    raster = open_raster(path)
+    assert (raster.crs, raster.pixel_size) == ("EPSG:32632", (2, 2, "m"))
+    assert len(told) == 1
+    assert "system 5030 is no known EPSG code: EPSG:32632 alone is kept" in told[0]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from raysegment import console
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rasterio.crs import CRS
     from tifffile import TiffFile, TiffPage
 
     from raysegment.raster.protocol import PixelSize, Transform
@@ -29,6 +30,7 @@ _INCH, _CENTIMETRE = 2, 3
 
 # GeoKeys
 _MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _LINEAR_UNIT = 1024, 1025, 2048, 3072, 3076
+_VERTICAL = 4096
 _MODEL_PROJECTED, _MODEL_GEOGRAPHIC = 1, 2
 _PIXEL_IS_POINT = 2
 _USER_DEFINED = 32767
@@ -129,8 +131,32 @@ def _crs(keys: Mapping[int, int], path: str) -> str | None:
     geographic = _is_geographic(keys)
     code = keys.get(_GEOGRAPHIC if geographic else _PROJECTED, 0)
     if geographic is not None and 0 < code < _USER_DEFINED:
-        return f"EPSG:{code}"
+        vertical = keys.get(_VERTICAL, 0)
+        return f"EPSG:{code}" if not vertical else _compound(code, vertical, path)
     return _wkt(path) if keys.get(_MODEL_TYPE, 0) or code else None
+
+
+def _compound(horizontal: int, vertical: int, path: str) -> str:
+    """A horizontal and a vertical system by their EPSG codes: the code of both together or, where there is none, WKT 2.
+    Where the vertical one is unknown, the horizontal one alone, said."""
+    kept = f"EPSG:{horizontal}"
+    if importlib.util.find_spec("rasterio") is None:
+        console.warn(f"{path}: its heights' EPSG:{vertical} is left out; install raysegment[geo] to keep it")
+        return kept
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    try:
+        return _told(CRS.from_user_input(f"{kept}+{vertical}"))
+    except CRSError:
+        console.warn(f"{path}: its heights' system {vertical} is no known EPSG code: {kept} alone is kept")
+        return kept
+
+
+def _told(crs: CRS) -> str:
+    """By its EPSG code or, where it has none, by WKT 2."""
+    authority, code = crs.to_authority(confidence_threshold=100) or ("", "")
+    return f"EPSG:{code}" if authority == "EPSG" else str(crs.to_wkt(version="WKT2_2019"))
 
 
 def _wkt(path: str) -> str | None:
@@ -143,10 +169,7 @@ def _wkt(path: str) -> str | None:
 
     try:
         with rasterio.open(path) as dataset:
-            if not dataset.crs:
-                return None
-            authority = dataset.crs.to_authority(confidence_threshold=100) or ("", "")
-            return ":".join(authority) if authority[0] == "EPSG" else dataset.crs.to_wkt(version="WKT2_2019")
+            return _told(dataset.crs) if dataset.crs else None
     except RasterioError as e:
         console.warn(f"{path}: its coordinate system has no EPSG code and cannot be read: {e}")
         return None
