@@ -1,4 +1,4 @@
-"""Where a TIFF lies and how big its pixels are, from its tags alone.
+"""Where a TIFF lies and how big its pixels are: by its tags and, where they do not say it, by files beside it.
 
 GeoTIFF 1.1 (OGC 19-008) for the coordinate system and the transform, GDAL_NODATA for nodata; for slides
 Aperio's ImageDescription, OME-XML, ImageJ's unit, and the resolution tags where what they say is plausible
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysegment import console
+from raysegment.raster.beside import crs_beside, transform_beside
+from raysegment.raster.crs import of_codes, of_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rasterio.crs import CRS
     from tifffile import TiffFile, TiffPage
 
     from raysegment.raster.protocol import PixelSize, Transform
@@ -58,17 +59,24 @@ class Georeference:
     transform: Transform | None
     pixel_size: PixelSize | None
     nodata: float | None
+    is_geotiff: bool = False
+    """Whether the file itself says its transform."""
+    by_others: bool = False
+    """Whether files beside it say some of it."""
 
 
 def georeference_of(tif: TiffFile, page: TiffPage, path: str) -> Georeference:
-    """Read the tags of the full-resolution `page`."""
+    """Read the tags of the full-resolution `page`; what they say wins over what lies beside the file."""
     keys = _geo_keys(page)
-    transform = _transform(page, keys)
+    internal = _transform(page, keys)
+    transform = internal if internal is not None else transform_beside(path)
     if transform is None:  # a CRS without a transform (ground control points) places nothing
         return Georeference(None, None, _microscope_pixel_size(tif, page), _nodata(page))
-    crs = _crs(keys, path)
+    own = _crs(keys, path)
+    crs = own if own is not None else crs_beside(path)
     size = pixel_size_of(transform, crs, unit_metres=_unit_metres(keys), geographic=_is_geographic(keys))
-    return Georeference(crs, transform, size, _nodata(page))
+    by_others = internal is None or (own is None and crs is not None)
+    return Georeference(crs, transform, size, _nodata(page), internal is not None, by_others)
 
 
 def pixel_size_of(
@@ -132,47 +140,8 @@ def _crs(keys: Mapping[int, int], path: str) -> str | None:
     code = keys.get(_GEOGRAPHIC if geographic else _PROJECTED, 0)
     if geographic is not None and 0 < code < _USER_DEFINED:
         vertical = keys.get(_VERTICAL, 0)
-        return f"EPSG:{code}" if not vertical else _compound(code, vertical, path)
-    return _wkt(path) if keys.get(_MODEL_TYPE, 0) or code else None
-
-
-def _compound(horizontal: int, vertical: int, path: str) -> str:
-    """A horizontal and a vertical system by their EPSG codes: the code of both together or, where there is none, WKT 2.
-    Where the vertical one is unknown, the horizontal one alone, said."""
-    kept = f"EPSG:{horizontal}"
-    if importlib.util.find_spec("rasterio") is None:
-        console.warn(f"{path}: its heights' EPSG:{vertical} is left out; install raysegment[geo] to keep it")
-        return kept
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-
-    try:
-        return _told(CRS.from_user_input(f"{kept}+{vertical}"))
-    except CRSError:
-        console.warn(f"{path}: its heights' system {vertical} is no known EPSG code: {kept} alone is kept")
-        return kept
-
-
-def _told(crs: CRS) -> str:
-    """By its EPSG code or, where it has none, by WKT 2."""
-    authority, code = crs.to_authority(confidence_threshold=100) or ("", "")
-    return f"EPSG:{code}" if authority == "EPSG" else str(crs.to_wkt(version="WKT2_2019"))
-
-
-def _wkt(path: str) -> str | None:
-    """A coordinate system without a code in the tags: rasterio finds its EPSG code, or spells it out as WKT 2."""
-    if importlib.util.find_spec("rasterio") is None:
-        console.warn(f"{path}: its coordinate system has no EPSG code; install raysegment[geo] to keep it")
-        return None
-    import rasterio
-    from rasterio.errors import RasterioError
-
-    try:
-        with rasterio.open(path) as dataset:
-            return _told(dataset.crs) if dataset.crs else None
-    except RasterioError as e:
-        console.warn(f"{path}: its coordinate system has no EPSG code and cannot be read: {e}")
-        return None
+        return f"EPSG:{code}" if not vertical else of_codes(code, vertical, path)
+    return of_file(path) if keys.get(_MODEL_TYPE, 0) or code else None
 
 
 def _is_geographic(keys: Mapping[int, int]) -> bool | None:

@@ -12,6 +12,8 @@ import numpy as np
 
 from raysegment.errors import InputError, ReadError, StorageError, UsageError
 from raysegment.geometry import Size, Window
+from raysegment.raster.beside import crs_beside, place_identity, transform_beside
+from raysegment.raster.georeference import pixel_size_of
 from raysegment.raster.identity import part_identity, path_identity
 from raysegment.raster.validity import representable, valid_pixels
 from raysegment.raster.window import check_window
@@ -106,10 +108,18 @@ class PictureRaster:
         self.chunks = (self.chunk,)
         self.alpha = _ALPHA.get(mode)
         self.palette = _palette(image)
+        self._place()
         self._transparent = _transparent(image)
         if len(self._transparent) == 1 and len({*self._transparent[0]}) == 1:  # as valid_pixels tells it
             self.nodata = representable(float(self._transparent[0][0]), self.dtype)
             self._transparent = ()
+
+    def _place(self) -> None:
+        """Where it lies, which only files beside it say."""
+        self.transform = transform_beside(self.path) if self.part is None else None
+        if self.transform is not None:
+            self.crs = crs_beside(self.path)
+            self.pixel_size = pixel_size_of(self.transform, self.crs)
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         """Pixels as stored (height, width, channels). Raises ReadError."""
@@ -172,8 +182,11 @@ class PictureRaster:
         """A picture is stored whole."""
 
     def identity(self) -> str:
-        """Digest of the picture's bytes; see :mod:`raysegment.raster.identity`."""
-        return path_identity(self.path) if self.part is None else part_identity(self.path, *self.part)
+        """Digest of the picture's bytes, and of what is told beside it; see identity.py, beside.py."""
+        if self.part is not None:
+            return part_identity(self.path, *self.part)
+        own = path_identity(self.path)
+        return own if self.transform is None else f"{own}-{place_identity(self.crs, self.transform)}"
 
     def close(self) -> None:
         """Let go of the decoded pixels."""

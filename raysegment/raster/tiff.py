@@ -12,6 +12,7 @@ import numpy as np
 from raysegment import console
 from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size, Window
+from raysegment.raster.beside import place_identity
 from raysegment.raster.georeference import Georeference, georeference_of
 from raysegment.raster.identity import path_identity
 from raysegment.raster.page import Page
@@ -123,6 +124,7 @@ class TiffRaster:
         self.pixel_size = place.pixel_size
         self.crs = place.crs
         self.transform = place.transform
+        self._is_placed_by_others = place.by_others
         self.nodata = representable(place.nodata, self.dtype)
         self._absent = self.nodata if self.nodata is not None else 0
         self.alpha = _alpha(first) if len(main.pages) == 1 else None
@@ -167,9 +169,12 @@ class TiffRaster:
         return self._stored[level]
 
     def identity(self) -> str:
-        """Digest of the content of its file or files; see :mod:`raysegment.raster.identity`."""
+        """Digest of the content of its file or files, and of what is told beside them; see identity.py, beside.py."""
         others = sorted(path for path in self._files if path != self.path)
-        return "-".join(path_identity(path) for path in [self.path, *others])
+        parts = [path_identity(path) for path in [self.path, *others]]
+        if self._is_placed_by_others:
+            parts.append(place_identity(self.crs, self.transform))
+        return "-".join(parts)
 
     def close(self) -> None:
         """Close the files."""
@@ -220,8 +225,7 @@ def _format_name(tif: TiffFile, place: Georeference) -> str:
     kind = tif.series[0].kind
     if kind in ("ome", "svs", "ndpi", "scn", "bif", "qpi", "philips", "imagej"):
         return {"ome": "OME-TIFF", "imagej": "ImageJ TIFF"}.get(kind, f"{kind.upper()} slide")
-    geo = place.crs is not None or place.transform is not None
-    return ("GeoTIFF" if geo else "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
+    return ("GeoTIFF" if place.is_geotiff else "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
 
 
 class _Detail(logging.Handler):

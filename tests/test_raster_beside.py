@@ -1,0 +1,148 @@
+"""Files beside an image: world files, .prj and .aux.xml against rasterio; GDAL's external masks."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.transform import Affine
+
+from raysegment import console
+from raysegment.raster import open_raster
+
+HEIGHT, WIDTH = 6, 8
+#: Rotated, so that no number can stand for another.
+TRANSFORM = Affine(0.5, 0.125, 300_000, -0.0625, -0.25, 5_000_000)
+
+
+def picture(path: Path) -> Path:
+    Image.fromarray(np.ones((HEIGHT, WIDTH), np.uint8)).save(
+        path, format="TIFF" if path.suffix[1] in "tT" else None
+    )
+    return path
+
+
+def world_file(path: Path, transform: Affine = TRANSFORM) -> None:
+    x, y = transform @ (0.5, 0.5)
+    numbers = (transform.a, transform.d, transform.b, transform.e, x, y)
+    path.write_text("".join(f"{n!r}\n" for n in numbers))
+
+
+def seen_by_rasterio(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            return tuple(dataset.transform)[:6], dataset.crs
+
+
+@pytest.mark.parametrize(
+    ("image", "world"),
+    [
+        ("a.tif", "a.tfw"), ("a.tif", "a.tifw"), ("a.tif", "a.wld"), ("a.tif", "a.TFW"), ("a.tiff", "a.tfw"),
+        ("a.jpg", "a.jgw"), ("a.jpg", "a.jpgw"), ("a.jpeg", "a.jgw"), ("a.png", "a.pgw"), ("a.png", "a.wld"),
+    ],
+)  # fmt: skip
+def test_a_world_file_places_an_image_that_does_not_say_it(tmp_path: Path, image: str, world: str) -> None:
+    path = picture(tmp_path / image)
+    before = open_raster(path)
+    assert (before.transform, before.pixel_size) == (None, None)
+    world_file(tmp_path / world)
+    raster = open_raster(path)
+    assert raster.transform == pytest.approx(tuple(TRANSFORM)[:6], rel=1e-12)
+    assert raster.transform == pytest.approx(seen_by_rasterio(path)[0], rel=1e-12)
+    assert raster.pixel_size == pytest.approx((np.hypot(0.125, 0.25), np.hypot(0.5, 0.0625), None))
+    assert raster.crs is None
+    assert raster.format == before.format
+    assert raster.identity() != before.identity()
+    assert pickle.loads(pickle.dumps(raster)).transform == raster.transform
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+@pytest.mark.parametrize("version", ["WKT1_GDAL", "WKT1_ESRI", "WKT2_2019"])
+def test_a_prj_says_the_coordinate_system_of_a_world_file(tmp_path: Path, name: str, version: str) -> None:
+    path = picture(tmp_path / name)
+    (tmp_path / "a.prj").write_text(rasterio.CRS.from_epsg(2263).to_wkt(version=version))
+    assert open_raster(path).crs is None  # which places nothing by itself
+    world_file(tmp_path / f"a.{name[2]}{name[-1]}w", Affine(3, 0, 0, 0, -6, 0))
+    raster = open_raster(path)
+    assert raster.crs == "EPSG:2263"
+    assert raster.pixel_size == pytest.approx((6 * 1200 / 3937, 3 * 1200 / 3937, "m"))
+
+
+@pytest.mark.parametrize(("name", "driver"), [("a.png", "PNG"), ("a.jpg", "JPEG")])
+def test_what_gdal_writes_beside_a_picture_is_read(tmp_path: Path, name: str, driver: str) -> None:
+    path = tmp_path / name
+    with rasterio.open(
+        path, "w", driver=driver, height=HEIGHT, width=WIDTH, count=1, dtype="uint8", crs="EPSG:32632",
+        transform=TRANSFORM,
+    ) as dataset:  # fmt: skip
+        dataset.write(np.ones((1, HEIGHT, WIDTH), np.uint8))
+    assert (tmp_path / f"{name}.aux.xml").is_file()
+    raster = open_raster(path)
+    assert raster.crs == "EPSG:32632"
+    assert raster.transform == pytest.approx(seen_by_rasterio(path)[0], rel=1e-12)
+    assert raster.pixel_size is not None
+    assert raster.pixel_size[2] == "m"
+    identity = raster.identity()
+    aux = tmp_path / f"{name}.aux.xml"
+    aux.write_text(aux.read_text().replace("</PAMDataset>", "<Metadata/></PAMDataset>"))
+    assert open_raster(path).identity() == identity  # as GDAL does when somebody looks at statistics
+
+
+def test_what_the_file_says_itself_wins(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    for crs in (None, "EPSG:32632"):
+        with rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            height=HEIGHT,
+            width=WIDTH,
+            count=1,
+            dtype="uint8",
+            transform=TRANSFORM,
+            crs=crs,
+        ) as dataset:
+            dataset.write(np.ones((1, HEIGHT, WIDTH), np.uint8))
+        own = open_raster(path)
+        world_file(tmp_path / "a.tfw", Affine(7, 0, 0, 0, -7, 0))
+        (tmp_path / "a.prj").write_text(rasterio.CRS.from_epsg(32643).to_wkt())
+        raster = open_raster(path)
+        assert raster.transform == own.transform
+        assert raster.crs == (crs or "EPSG:32643")
+        assert raster.format == "GeoTIFF"
+        assert (raster.identity() == own.identity()) == (crs is not None)
+        (tmp_path / "a.prj").unlink()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1\n0\n0\n-1\n5", "1\n0\n0\n-1\n5\nnorth\n", "0\n0\n0\n0\n5\n5\n", "1\n0\n0\ninf\n5\n5\n"]
+)
+def test_a_world_file_that_is_none_is_said_and_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(console, "warn", told.append)
+    path = picture(tmp_path / "a.tif")
+    (tmp_path / "a.tfw").write_text(text)
+    assert open_raster(path).transform is None
+    assert len(told) == 1
+    assert "a.tfw is no world file" in told[0]
+
+
+def test_a_prj_that_is_none_is_said_and_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(console, "warn", told.append)
+    path = picture(tmp_path / "a.tif")
+    world_file(tmp_path / "a.tfw")
+    (tmp_path / "a.prj").write_bytes(b"\xff\x00what")
+    raster = open_raster(path)
+    assert (raster.transform is not None, raster.crs) == (True, None)
+    assert len(told) == 1
+    assert "a.prj holds no coordinate system that can be read" in told[0]
