@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from PIL import Image
 from rasterio.transform import Affine
 
 from raysegment import console
+from raysegment.errors import InputError, ReadError
+from raysegment.geometry import Window
 from raysegment.raster import open_raster
 
 HEIGHT, WIDTH = 6, 8
@@ -146,3 +150,114 @@ def test_a_prj_that_is_none_is_said_and_ignored(tmp_path: Path, monkeypatch: pyt
     assert (raster.transform is not None, raster.crs) == (True, None)
     assert len(told) == 1
     assert "a.prj holds no coordinate system that can be read" in told[0]
+
+
+# ---- external masks
+
+
+def masked(
+    path: Path, *, bands: int = 1, tiled: bool = False, inside: bool = False, **profile: Any
+) -> np.ndarray:
+    """An image with a mask beside it, or inside it, by GDAL; True = data."""
+    valid = np.random.default_rng(len(path.name)).integers(0, 3, (70, 90)) > 0
+    layout = {"tiled": True, "blockxsize": 16, "blockysize": 16} if tiled else {}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside),
+        rasterio.open(
+            path, "w", driver="GTiff", height=70, width=90, count=bands, dtype="uint8", transform=TRANSFORM,
+            **layout, **profile,
+        ) as dataset,
+    ):  # fmt: skip
+        dataset.write(np.random.default_rng(0).integers(1, 255, (bands, 70, 90), dtype=np.uint8))
+        dataset.write_mask(valid)
+    return valid
+
+
+def known(path: Path, level: int = 0) -> np.ndarray:
+    """Where an image has data."""
+    with closing(open_raster(path)) as raster:
+        height, width = raster.levels[level]
+        window = Window(y=0, x=0, height=height, width=width)
+        valid = raster.valid(window, raster.read(window, level), level)
+        return np.ones((height, width), bool) if valid is None else valid
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_an_external_mask_counts_as_rasterios(tmp_path: Path, bands: int, tiled: bool) -> None:
+    path = tmp_path / "a.tif"
+    valid = masked(path, bands=bands, tiled=tiled)
+    assert (tmp_path / "a.tif.msk").is_file()
+    np.testing.assert_array_equal(known(path), valid)
+    with rasterio.open(path) as dataset:
+        np.testing.assert_array_equal(dataset.dataset_mask() != 0, valid)
+    raster = open_raster(path)
+    window = Window(y=13, x=20, height=40, width=33)
+    again = pickle.loads(pickle.dumps(raster))
+    np.testing.assert_array_equal(again.valid(window, again.read(window)), valid[window.slices()])
+    before = raster.identity()
+    (tmp_path / "a.tif.msk").unlink()
+    assert open_raster(path).identity() != before
+    assert known(path).all()
+
+
+def test_an_external_mask_goes_with_nodata_and_overviews(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    valid = masked(path, nodata=7)
+    with rasterio.open(path, "r+") as dataset:
+        pixels = dataset.read(1)
+        dataset.build_overviews([2], rasterio.enums.Resampling.nearest)
+    assert (pixels == 7).any()
+    np.testing.assert_array_equal(known(path), valid & (pixels != 7))
+    assert open_raster(path).levels[1] == (35, 45)
+    assert not known(path, 1).all()
+
+
+def test_a_mask_of_each_band_denies_what_all_of_them_do(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.tif")
+    bands = np.zeros((HEIGHT, WIDTH, 2), np.uint8)
+    bands[:2, :, 0], bands[4:, :, 1] = 255, 255
+    tifffile.imwrite(
+        tmp_path / "a.tif.msk", bands, planarconfig="contig", photometric="minisblack", metadata=None
+    )
+    np.testing.assert_array_equal(known(path)[:, 0], [True, True, False, False, True, True])
+
+
+def test_a_mask_in_the_file_wins(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    valid = masked(path, inside=True)
+    tifffile.imwrite(tmp_path / "a.tif.msk", np.zeros((70, 90), np.uint8), metadata=None)
+    np.testing.assert_array_equal(known(path), valid)
+
+
+def test_an_external_mask_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.tif")
+    mask = tmp_path / "a.tif.msk"
+    tifffile.imwrite(mask, np.ones((HEIGHT, WIDTH + 1), np.uint8), metadata=None)
+    with pytest.raises(
+        InputError, match=r"a\.tif\.msk is 6 × 9 px, the image that it is the mask of 6 × 8 px"
+    ):
+        open_raster(path)
+    for content in (b"", b"hello", b"II*\0", mask.read_bytes()[:60]):
+        mask.write_bytes(content)
+        with pytest.raises(
+            InputError, match=r"a\.tif\.msk, the mask of an image, is no readable TIFF"
+        ) as caught:
+            open_raster(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_broken_tile_of_an_external_mask_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    masked(path, tiled=True)
+    mask = tmp_path / "a.tif.msk"
+    with tifffile.TiffFile(mask) as tif:
+        offset = tif.pages.first.dataoffsets[0]
+    raw = bytearray(mask.read_bytes())
+    raw[offset : offset + 8] = b"\xff" * 8
+    mask.write_bytes(raw)
+    raster = open_raster(path)
+    window = Window(y=0, x=0, height=70, width=90)
+    pixels = raster.read(window)
+    with pytest.raises(ReadError, match=r"a\.tif\.msk: cannot read .* is broken"):
+        raster.valid(window, pixels)

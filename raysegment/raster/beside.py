@@ -1,4 +1,5 @@
-"""Where an image lies, by the files beside it that say it in its place: GDAL's IMAGE.aux.xml, a world file, a .prj.
+"""What files beside an image say in its place: where it lies (GDAL's IMAGE.aux.xml, a world file, a .prj), and which
+pixels hold data (GDAL's IMAGE.msk).
 
 On disks alone: at a URL every name that is looked for is a request for each time that an image is opened, and a storage
 that shows no listing answers "no right to" where nothing is.
@@ -54,6 +55,13 @@ def crs_beside(path: str) -> str | None:
     for prj in _first_there(() if wkt else _cases(place, ".prj")):
         wkt, file = (_text(prj) or "").strip(), prj
     return of_text(wkt, str(file)) if wkt else None
+
+
+def mask_beside(path: str) -> str | None:
+    """The TIFF that is 0 where an image has no data, as GDAL writes it unless told to put it into the image."""
+    place = location(path)
+    mask = None if isinstance(place, Url) else place.with_name(f"{place.name}.msk")
+    return str(mask) if mask is not None and mask.is_file() else None
 
 
 def place_identity(crs: str | None, transform: Transform | None) -> str:

@@ -59,7 +59,8 @@ class Raster(Protocol):
         """Where the source has data: bool (height, width), True = data; None = everywhere.
 
         `pixels` is what :meth:`read` gave for this window, so that nothing is decoded twice.
-        False where every colour channel holds nodata or NaN, where alpha is 0, or where the mask IFD is 0.
+        False where every colour channel holds nodata or NaN, where alpha is 0, or where the mask is 0, in the
+        file or beside it.
         """
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from raysegment import console
 from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size, Window
-from raysegment.raster.beside import place_identity
+from raysegment.raster.beside import mask_beside, place_identity
 from raysegment.raster.georeference import Georeference, georeference_of
 from raysegment.raster.identity import path_identity
 from raysegment.raster.page import Page
@@ -84,6 +84,7 @@ class TiffRaster:
                 first: TiffPage = levels[0].pages[0][0].keyframe
                 place = georeference_of(tif, first, self.path)
                 self._describe(tif, first, place)
+            self._take_mask_beside()
         except RaysegmentError:
             raise
         except OSError as e:
@@ -98,6 +99,30 @@ class TiffRaster:
             return self.path
         self._files[self.path] = file = UrlFile(place)
         return file.stream()
+
+    def _take_mask_beside(self) -> None:
+        """GDAL's external mask counts as a mask page does; one in the file itself wins."""
+        path = mask_beside(self.path)
+        if path is None or self._levels[0].mask is not None:
+            return
+        import tifffile
+
+        try:
+            with tifffile.TiffFile(path) as tif:
+                first: TiffPage = tif.pages.first.keyframe
+                mask = Page(first, self._file(first))
+        except Exception as e:  # as of the image itself
+            why = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {e}"
+            raise InputError(
+                f"{path}, the mask of an image, is no readable TIFF: {why}: mend or move it"
+            ) from e
+        size = self._levels[0].size
+        if mask.size != size:
+            raise InputError(
+                f"{path} is {mask.size.height} × {mask.size.width} px, the image that it is the mask of "
+                f"{size.height} × {size.width} px: make it again, or move it"
+            )
+        self._levels = tuple(replace(level, mask=mask) for level in self._levels)
 
     def _level(self, found: LevelPages) -> _Level:
         pages = tuple(Page(page, self._file(page), base) for page, base in found.pages)
@@ -154,7 +179,7 @@ class TiffRaster:
                 page.read_in_order(False)
 
     def valid(self, window: Window, pixels: np.ndarray, level: int = 0) -> np.ndarray | None:
-        """Where there is data: by nodata and NaN, alpha and mask page. True = data; None = everywhere."""
+        """Where there is data: by nodata and NaN, alpha and mask. True = data; None = everywhere."""
         valid = valid_pixels(pixels, self.nodata, self.alpha)
         mask = self._levels[level].mask
         if mask is None:
@@ -198,7 +223,8 @@ def _mask_pixels(mask: Page, window: Window, size: Size) -> np.ndarray:
         rows, columns = ys - wide.y, xs - wide.x  # type: ignore[assignment]
     out = np.empty((wide.height, wide.width, mask.samples), mask.dtype)
     mask.read_into(wide, out, 0)
-    seen: np.ndarray = out[:, :, 0][rows][:, columns] != 0
+    # One for all bands or, of an external mask, one for each: a pixel has data where any of them has.
+    seen: np.ndarray = (out != 0).any(axis=2)[rows][:, columns]
     return seen
 
 
