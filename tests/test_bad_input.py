@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 import raysegment as rs
 from raysegment.cli.app import app
 from raysegment.inference.job import Job
+from raysegment.inference.least_memory import convolution_bytes
 from raysegment.inference.options import request_of
 from raysegment.inference.scratch import Scratch
 from raysegment.model.architectures import build
 from raysegment.model.file import save_model
+from raysegment.model.spec import default_classes
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +196,37 @@ def test_a_tile_beyond_all_memory_is_refused_before_the_network_is_read(
     for rest in (["--out", tmp_path / "m.zarr"], ["--plan"]):
         fails(2, *words, "--tile", 20_000, *rest, says="--tile 20000: one tile takes at least 14 GB")
     fails(1, *words, "--tile", 4000, "--plan", says="the network was read")  # what may fit is tried
+
+
+def test_a_tile_beyond_all_memory_within_the_network_is_refused_before_it_runs(
+    scene: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last two levels meet: a convolution of four channels that were skipped and four that come up, into four.
+    least = 256**2 * (4 + 4 + 4) * 4
+    words = ["infer", scene, "--model", model, "--device", "cpu", "--tile", 256]
+    monkeypatch.setattr("raysegment.runtime.device.available_memory", lambda: least - 1)
+    says = "--tile 256: one tile takes at least 3.15 MB of memory within the network and there are 3.15 MB"
+    for rest in (["--out", tmp_path / "m.zarr"], ["--plan"]):
+        fails(2, *words, *rest, says=says)
+    assert not (tmp_path / "m.zarr").exists()
+    monkeypatch.setattr("raysegment.runtime.device.available_memory", lambda: least)
+    fits = CliRunner().invoke(app, [*map(str, words), "--plan"])
+    assert fits.exit_code == 0, fits.output
+
+
+@pytest.mark.parametrize("multiple", [1, 48])
+def test_what_the_largest_convolution_takes(multiple: int) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.small = torch.nn.Conv2d(3, 10, 3, padding=1), torch.nn.Conv2d(10, 40, 3, stride=4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.small(self.wide(x))
+
+    spec = rs.ModelSpec(classes=default_classes(2), channels=3, multiple=multiple)
+    assert convolution_bytes(rs.Model(Net(), spec)) == pytest.approx((3 + 10) * 4)
+    assert convolution_bytes(rs.Model(torch.nn.Softmax(1), spec)) == 0
 
 
 def test_an_output_that_is_something_else(scene: Path, model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from raysegment import console
 from raysegment.geometry import Block
 from raysegment.hardware import has_fast_bf16, large_pieces_mapped, peak_memory
 from raysegment.inference.block import read_block, tiles_of
+from raysegment.inference.least_memory import check_tile_fits
 from raysegment.inference.network import Network, possible_outputs
 from raysegment.inference.plan import VIEWS
 from raysegment.inference.request import least_cells
@@ -73,7 +74,12 @@ class Agreement:
 
 
 def measure(model: Model, raster: Raster, plan: Plan, request: Request) -> Measured:
-    """Forward tiles from the middle of the wanted region; in bf16 too where that is fast, and in larger batches."""
+    """Forward tiles from the middle of the wanted region; in bf16 too where that is fast, and in larger batches.
+
+    Raises UsageError for a tile that no memory here could hold.
+    """
+    if plan.device == "cpu":  # a GPU says by itself what it does not hold
+        check_tile_fits(model, plan)
     trial = _Trial(model, raster, plan)
     precision, agreement = plan.precision, None
     answer = trial.answer(precision, plan.batch_size)
