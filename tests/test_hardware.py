@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from raysegment import hardware
 from raysegment.errors import UsageError
 from raysegment.hardware import available_cores, has_fast_bf16, pick_device
 
@@ -40,11 +41,22 @@ def test_the_old_cgroups_quota_counts(
     assert available_cores(_v1(tmp_path, quota)) == cores
 
 
-def test_bf16_needs_amx_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raysegment.hardware._cpu_flags", lambda: frozenset({"avx512_bf16"}))
-    assert not has_fast_bf16("cpu")
-    monkeypatch.setattr("raysegment.hardware._cpu_flags", lambda: frozenset({"amx_bf16", "amx_tile"}))
+def test_bf16_on_a_cpu_needs_amx_or_to_be_seen_to_be_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"amx_bf16", "amx_tile"}))
+    monkeypatch.setattr(hardware, "_bf16_speedup", lambda: 0.0)
     assert has_fast_bf16("cpu")
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    assert not has_fast_bf16("cpu")
+    monkeypatch.setattr(hardware, "_bf16_speedup", lambda: hardware.WORTH_BF16)
+    assert has_fast_bf16("cpu")
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"avx512f"}))
+    assert not has_fast_bf16("cpu")
+
+
+def test_what_bf16_gains_is_measured_and_leaves_no_trace() -> None:
+    threads = torch.get_num_threads()
+    assert 0.02 < hardware._bf16_speedup() < 50
+    assert torch.get_num_threads() == threads
 
 
 def test_a_gpu_is_taken_when_there_and_missed_with_words(monkeypatch: pytest.MonkeyPatch) -> None:
