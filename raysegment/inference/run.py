@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -148,7 +149,8 @@ def _work(
     """Settle the plan and carry it out, in the lock; every finished image goes into `done`."""
     images = list(todo.values())
     made, measured = job.resume(images, folder, overwrite), None
-    with cluster(available_cores() if workers == "auto" else workers, meanwhile=_load_torch):
+    most = available_cores() if workers == "auto" else workers
+    with cluster(most, meanwhile=functools.partial(_get_ready, images)):
         if made is None:
             from raysegment.inference.resolve import new_plan
 
@@ -161,9 +163,12 @@ def _work(
         _flow(job, made, todo, folder, count, done, measured, check_lock)
 
 
-def _load_torch() -> None:
-    """What takes a second to import, and is not needed to refuse a call or to find its masks finished."""
+def _get_ready(images: list[Image]) -> None:
+    """What takes seconds, and is not needed to refuse a call or to find its masks finished: torch, and the digests."""
     import raysegment.inference.resolve  # noqa: F401
+
+    for image in images:
+        _ = image.identity
 
 
 def _flow(
