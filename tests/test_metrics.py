@@ -201,10 +201,30 @@ def test_a_tally_scores_the_set_and_each_image(pairs: list[tuple[np.ndarray, np.
         if (truth != 255).any():
             each.append(Scores.of(confusion(truth, prediction, classes), names))
     scores = tally.scores(names)
-    assert halves.scores(names) == scores
+    assert halves.scores(names).to_json() == scores.to_json()  # NaN equals nothing
     assert scores.mean_iou_per_image == pytest.approx(np.mean([s.mean_iou for s in each]) if each else 0)
     assert scores.mean_dice_per_image == pytest.approx(np.mean([s.mean_dice for s in each]) if each else 0)
-    assert Scores.from_json(json.loads(json.dumps(scores.to_json()))) == scores
+    plain = json.loads(json.dumps(scores.to_json(), allow_nan=False))
+    assert Scores.from_json(plain).to_json() == plain == scores.to_json()
     assert list(scores.to_json())[-4:] == [
         "mean_iou_per_image", "mean_dice_per_image", "boundary_f1", "v_rand"
     ]  # fmt: skip
+
+
+def test_boundary_f1_without_any_outline_is_undefined() -> None:
+    uniform = np.zeros((5, 5), np.uint8)
+    tally = Tally(2, 2, boundaries=True)
+    tally.add(0, uniform, uniform)
+    tally.add(1, uniform + 1, uniform + 1)
+    scores = tally.scores(["a", "b"])
+    assert scores.boundary_f1 is not None
+    assert np.isnan(scores.boundary_f1)
+    data = json.loads(json.dumps(scores.to_json(), allow_nan=False))
+    assert data["boundary_f1"] is None
+    assert Scores.from_json(data).to_json() == data
+    assert Tally(2, 2).scores(["a", "b"]).boundary_f1 is None  # it was not counted
+    assert "boundary_f1" not in Tally(2, 2).scores(["a", "b"]).to_json()
+    one = np.eye(5, dtype=np.uint8)  # a third class without an outline takes no part in the mean
+    tally = Tally(1, 3, boundaries=True)
+    tally.add(0, one, one)
+    assert tally.scores(["a", "b", "c"]).boundary_f1 == 1

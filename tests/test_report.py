@@ -22,7 +22,8 @@ from torch import nn
 
 from raysegment.classes import ClassMap
 from raysegment.errors import WorkError
-from raysegment.metrics import Scores
+from raysegment.metrics import Scores, tally
+from raysegment.model.file import load_spec
 from raysegment.model.spec import ModelSpec, default_classes
 from raysegment.report.charts import HEIGHT, WIDTH, Line, line_chart, ticks
 from raysegment.report.colours import DARK, LIGHT, contrast, legible
@@ -38,6 +39,7 @@ from raysegment.training.metric import Metric
 from raysegment.training.parallel import Workers
 from raysegment.training.prepare import job_of, prepare, request
 from raysegment.training.report import constant_scores, write_report
+from raysegment.training.result import TrainResult
 from raysegment.training.run import RunFolder
 from raysegment.training.settings import Settings
 from raysegment.training.team import Team
@@ -317,6 +319,24 @@ def test_thresholds_and_weights_have_their_columns(finished: RunFolder, tmp_path
     assert "threshold θ" in page.text
     assert "0.312" in page.text
     assert "2.250" in page.text
+
+
+def test_a_score_that_is_undefined_is_a_dash(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "boundary_counts", lambda *_: np.zeros((3, 4), np.int64))
+    run, job = _started(data, tmp_path / "run", metric="boundary_f1", epochs=2)
+    _worked(job)
+    epochs = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [epoch["boundary_f1"] for epoch in epochs] == [None, None]
+    result = _record(run)["result"]
+    assert result["metrics"]["boundary_f1"] is None
+    assert result["best"] == {"epoch": 1, "boundary_f1": None}
+    assert "boundary F1 – no constant answer" in Page(run.report).text
+    told = TrainResult.of_record(run.model, _record(run), already_done=False)
+    assert "boundary F1 –" in told.summary()
+    assert told.to_json()["metrics"]["boundary_f1"] is None
+    assert load_spec(run.model).provenance["boundary_f1"] is None
 
 
 def test_a_page_that_cannot_be_written_is_one_clear_line(finished: RunFolder, tmp_path: Path) -> None:

@@ -355,10 +355,11 @@ def test_metrics_are_named_and_mistakes_too() -> None:
     names, shares = ("field", "road"), (0.9, 0.1)
     scores = Tally(1, 2, boundaries=True, membrane=1).scores(names)
     for text in (
-        "mean_iou", "mean_dice", "accuracy", "mean_iou_per_image", "mean_dice_per_image", "boundary_f1", "v_rand",
+        "mean_iou", "mean_dice", "accuracy", "mean_iou_per_image", "mean_dice_per_image", "v_rand",
         "v_rand:field", "iou:road", "dice:road",
     ):  # fmt: skip
         assert Metric.of(text, names, shares).value(scores) == 0
+    assert np.isnan(Metric.of("boundary_f1", names, shares).value(scores))
     assert str(Metric.of("v_rand", names, shares)) == "v_rand:road"
     assert Metric.of("v_rand", names, (0.1, 0.9)).membrane(names) == 0
     for text, message in (

@@ -6,6 +6,7 @@ per-image scores is another number, on CamVid by up to 0.14, and is named so. Sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -77,7 +78,8 @@ class Scores:
     None where they were not counted: a confusion matrix does not hold them."""
     mean_dice_per_image: float | None = None
     boundary_f1: float | None = None
-    """Mean over the classes of how well their outlines are placed; see boundary.py."""
+    """Mean over the classes that have outlines of how well these are placed, NaN where no class has any; see
+    boundary.py."""
     v_rand: float | None = None
     """Which cells membranes keep apart; see rand.py."""
 
@@ -121,20 +123,21 @@ class Scores:
             "accuracy": self.accuracy,
             "constant_accuracy": self.constant_accuracy,
             "confusion": [list(row) for row in self.confusion],
-            **{name: value for name in _COUNTED if (value := getattr(self, name)) is not None},
+            **{name: known(value) for name in _COUNTED if (value := getattr(self, name)) is not None},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """What :meth:`to_json` gave, for the pixels that the confusion matrix counts."""
+        counted: dict[str, Any] = {name: data[name] for name in _COUNTED if name in data}
+        undefined = {name: math.nan for name, value in counted.items() if value is None}
         scores = cls.of(np.array(data["confusion"]), list(data["classes"]))
-        return replace(
-            scores,
-            mean_iou_per_image=data.get("mean_iou_per_image"),
-            mean_dice_per_image=data.get("mean_dice_per_image"),
-            boundary_f1=data.get("boundary_f1"),
-            v_rand=data.get("v_rand"),
-        )
+        return replace(scores, **{**counted, **undefined})
+
+
+def known(score: float) -> float | None:
+    """None, which is null in JSON, for a score that is undefined (NaN, for which JSON has no word)."""
+    return None if math.isnan(score) else score
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -63,7 +64,7 @@ class Tally:
             scores,
             mean_iou_per_image=_mean_per_image(right, true + found - right),
             mean_dice_per_image=_mean_per_image(2 * right, true + found),
-            boundary_f1=_mean(f1[np.isfinite(f1)]) if self.boundaries else None,
+            boundary_f1=_mean(f1[np.isfinite(f1)], of_none=math.nan) if self.boundaries else None,
             v_rand=v_rand(self.pairs) if self.membrane is not None else None,
         )
 
@@ -84,5 +85,5 @@ def _mean_per_image(part: np.ndarray, whole: np.ndarray) -> float:
     return _mean(each[seen] / present[seen].sum(axis=1))
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else 0.0
+def _mean(values: np.ndarray, of_none: float = 0.0) -> float:
+    return float(values.mean()) if values.size else of_none

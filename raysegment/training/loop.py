@@ -14,6 +14,7 @@ import torch
 
 from raysegment.classes import ClassMap
 from raysegment.errors import RaysegmentError, WorkError
+from raysegment.metrics.scores import known
 from raysegment.model.file import load_model
 from raysegment.model.model import normalise
 from raysegment.model.spec import ModelSpec
@@ -64,7 +65,8 @@ class _Standing:
     """Steps done, which is also the place of the next sample: step · batch_size."""
     loss_sum: float = 0.0
     """Of the steps of this epoch."""
-    best: float = -math.inf
+    best: float | None = None
+    """None before the first epoch is over, and while the score is undefined."""
     best_epoch: int = 0
     train_s: float = 0.0
     wall_s: float = 0.0
@@ -194,11 +196,12 @@ class _Worker:
             "lr": s.learning_rate(at.step - 1),
             "images_per_s": at.step * s.batch_size / at.train_s,
             **scores.to_json(),
-            s.metric: (value := self.metric.value(scores)),
+            s.metric: (value := known(self.metric.value(scores))),
         }
         at.loss_sum = 0.0
         at.history.append(json_line(record))
-        if value > at.best:
+        is_better = value is not None and (at.best is None or value > at.best)
+        if is_better or at.best_epoch == 0:  # where the score says nothing, one epoch is as good as another
             at.best, at.best_epoch = value, epoch + 1
             self.keeper.model(self.learner.best, self._spec())
         self._show(self.learner.best, _VIEWS_SHOWN)
@@ -224,7 +227,7 @@ class _Worker:
                 "best": {"epoch": at.best_epoch, self.settings.metric: at.best},
                 "thresholds": thresholds,
                 "validation": self.validator.rules(thresholds),
-                "metrics": {**scores.to_json(), self.settings.metric: self.metric.value(scores)},
+                "metrics": {**scores.to_json(), self.settings.metric: known(self.metric.value(scores))},
                 "images_per_s": at.step * self.settings.batch_size / at.train_s,
                 "wall_s": at.wall_s,
             }
@@ -248,8 +251,8 @@ class _Worker:
     def _tell(self, epoch: int) -> None:
         at = self.standing
         done = (at.step - 1) % self.settings.steps_per_epoch + 1
-        best = at.best if at.best_epoch else None
-        self.keeper.progress({"step": at.step, "epoch": epoch + 1, "loss": at.loss_sum / done, "best": best})
+        said = {"step": at.step, "epoch": epoch + 1, "loss": at.loss_sum / done, "best": at.best}
+        self.keeper.progress(said)
         if self.keeper.checkpoint_is_due():
             self._checkpoint()
         if self.keeper.is_stopped:

@@ -71,7 +71,7 @@ class Metric:
         return Metric("mean_iou") if self.name == "mean_iou_per_image" else self
 
     def value(self, scores: Scores) -> float:
-        """Between 0 and 1, more is better."""
+        """Between 0 and 1, more is better; NaN where it is undefined."""
         if self.of_class is not None and self.name != "v_rand":
             return float(getattr(scores.classes[self.of_class], self.name))
         return float(getattr(scores, self.name))

@@ -18,7 +18,7 @@ from raysegment.metrics import ClassScore, Scores
 from raysegment.model.spec import Class, Colour
 from raysegment.report.charts import Chart, Line, line_chart
 from raysegment.report.colours import DARK, LIGHT, hexadecimal, legible
-from raysegment.report.page import render, spelled, write_page
+from raysegment.report.page import render, score, spelled, write_page
 from raysegment.report.pictures import WRONG
 from raysegment.training.findings import findings, ignored
 from raysegment.training.metric import Metric
@@ -82,7 +82,7 @@ def gather(
     rows = _rows(record, classes, scores, constant)
     counted = None if scores is None else sum(s.support for s in scores.classes.values())
     return {
-        "title": f"{spelled(metric)} {told[metric]:.3f}" if told else "no epoch finished yet",
+        "title": f"{spelled(metric)} {score(told[metric])}" if told else "no epoch finished yet",
         "failure": failure,
         "finished": result is not None,
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
@@ -127,13 +127,14 @@ def _lines(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _best(history: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any] | None:
-    """The epoch whose model is kept: the first of the highest score."""
-    return max(history, key=lambda line: line[metric], default=None)
+    """The epoch whose model is kept: the first of the highest score, where it is defined."""
+    scored = [line for line in history if line[metric] is not None]
+    return max(scored or history[:1], key=lambda line: line[metric], default=None)
 
 
 def _headline(
     metric: str, told: Mapping[str, Any] | None, constant: Scores | None
-) -> list[tuple[str, float, float | None]]:
+) -> list[tuple[str, float | None, float | None]]:
     """(name, score, what the constant answer scores), the run's own metric first."""
     if told is None:
         return []
@@ -195,13 +196,13 @@ def _charts(
     which = "per class" if len(chosen) == len(rows) else f"of the {_MOST_LINES} worst classes"
 
     def epochs(key: str) -> list[tuple[float, float]]:
-        return [(line["epoch"], line[key]) for line in history]
+        return [(line["epoch"], line[key]) for line in history if line[key] is not None]
 
     return [
         line_chart("Training loss", [Line("loss", epochs("loss"), "a")], x_name="epoch", mark=mark, low=0),
         line_chart(
             "Validation scores",
-            [Line(spelled(n), epochs(n), look) for n, look in zip(names, "abcd", strict=False)],
+            [Line(spelled(n), epochs(n), look) for n, look in zip(names, "abcd", strict=False) if epochs(n)],
             x_name="epoch",
             mark=mark,
             level=None if level is None else (level, f"constant answer, {spelled(metric)}"),

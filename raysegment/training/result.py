@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ class TrainResult:
         ]
         beside = {"mean IoU per image": scores.mean_iou_per_image, "mean Dice per image": scores.mean_dice_per_image,
                   "boundary F1": scores.boundary_f1, "V_Rand": scores.v_rand}  # fmt: skip
-        counted = [f"{name} {value:.4f}" for name, value in beside.items() if value is not None]
+        counted = [f"{name} {_text(value)}" for name, value in beside.items() if value is not None]
         lines += ["   ".join(counted)] if counted else []
         if self.thresholds is not None:
             named = zip(scores.classes, self.thresholds, strict=True)
@@ -93,3 +94,7 @@ class TrainResult:
                 f"{self.model.with_name('report.html')}  (what happened)",
             ]
         )
+
+
+def _text(score: float) -> str:
+    return "–" if math.isnan(score) else f"{score:.4f}"
