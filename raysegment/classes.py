@@ -115,8 +115,9 @@ class ClassMap:
     def refuse(self, codes: Sequence[int]) -> None:
         """Raise InputError: these codes belong to no class."""
         raise InputError(
-            f"pixel {describe(codes)} belong to no class of {self.source} "
-            f"(classes: {', '.join(self.names)}): add them to a class or to ignore"
+            f"pixel {describe(codes)} belong{'s' if len(codes) == 1 else ''} to no class of {self.source} "
+            f"(classes: {', '.join(self.names)}): add {'it' if len(codes) == 1 else 'them'} to a class or to ignore "
+            "in a classes file (--classes FILE.toml)"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -215,13 +216,13 @@ def test_a_few_stray_pixels_are_no_class(tmp_path: Path) -> None:
 def test_masks_that_hold_too_little_are_said() -> None:
     classes = ClassMap(default_classes(3), {0: 0, 1: 1, 2: 2}, source="a test")
     counts = [np.array(c) for c in ((500, 300, 1), (0, 0, 0), (700, 0, 500))]
-    said = list(thin_masks(classes, ["a", "b", "c"], counts, train=2))
+    said = list(thin_masks(classes, ["a", "b", "c"], counts, 2, "seen"))
     assert [line.split(":")[0] for line in said] == [
         "nothing is learned from b",
         "class 'class 2' has 1 px in the training masks (a), too few to learn",
         "the validation masks hold no pixel of 'class 1'",
     ]
-    assert list(thin_masks(classes, ["a", "c"], [np.array((500, 300, 400))] * 2, train=1)) == []
+    assert list(thin_masks(classes, ["a", "c"], [np.array((500, 300, 400))] * 2, 1, "seen")) == []
 
 
 def test_nothing_but_ignored_pixels_is_refused(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_unknown_values_and_mixed_bands_are_named_by_file(tmp_path: Path) -> Non
     toml = tmp_path / "classes.toml"
     toml.write_text('[[class]]\nname = "a"\nvalue = 0\n[[class]]\nname = "b"\nvalue = 1\n')
     said = _refused(data, "--out", tmp_path / "run", "--classes", toml)
-    assert "1.png: pixel value 3 belong to no class" in said
+    assert "1.png: pixel value 3 belongs to no class" in said
     assert inspect(data, classes=toml).facts["problems"] == [said]
     tifffile.imwrite(data / "images" / "1.tif", np.zeros((40, 40, 3), np.uint8), photometric="rgb")
     assert "0.tif has 1 channel of uint8" in _refused(data, "--out", tmp_path / "run")
@@ -314,3 +315,66 @@ def test_classes_are_for_training_sets_alone(tmp_path: Path) -> None:
         inspect(tmp_path / "a.png", classes=tmp_path / "c.toml")
     with pytest.raises(InputError, match=r"c\.toml"):
         inspect(_set(tmp_path / "data", [_halves(0, 1)]), classes=tmp_path / "c.toml")
+
+
+def _told(root: Path, masks: list[np.ndarray], names: tuple[str, ...] = ("land", "water", "snow")) -> Path:
+    """A set whose masks name their classes themselves, as those written here do."""
+    data = _set(root, masks)
+    for i, mask in enumerate(masks):
+        (data / "masks" / f"{i}.png").unlink()
+        write_tiff_mask(data / "masks" / f"{i}.tif", mask, [(name, j) for j, name in enumerate(names)])
+    return data
+
+
+def test_a_class_that_masks_name_and_do_not_show_is_said_and_kept(tmp_path: Path) -> None:
+    data = _told(tmp_path / "data", [_halves(0, 1), _halves(1, 0)])
+    asked = request(Settings.of({"class_weights": "balanced"}), data, 0.5, None)
+    record = prepare(asked)
+    assert [c["name"] for c in record["spec"]["classes"]] == ["land", "water", "snow"]
+    assert record["data"]["class_shares"] == {"land": 0.5, "water": 0.5, "snow": 0}
+    assert np.isfinite(record["class_weights"]).all()
+    facts = inspect(data).facts
+    assert facts["problems"] == []
+    said = [note for note in facts["notes"] if "'snow'" in note]
+    assert len(said) == 1
+    assert "does not occur in the training masks: it stays a class of the model" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([_halves(0, 0), _halves(0, 0)], r"name 3 classes \(land, water, snow\) and show 'land' alone"),
+        ([_halves(7, 7), _halves(0, 1)], "pixel value 7 belongs to no class of the masks' own coding"),
+    ],
+)
+def test_masks_that_name_classes_and_show_too_little(
+    tmp_path: Path, masks: list[np.ndarray], message: str
+) -> None:
+    data = _told(tmp_path / "data", masks)
+    with pytest.raises(InputError, match=message):
+        prepare(request(Settings(), data, 0.5, None))
+    assert any(re.search(message, problem) for problem in inspect(data).facts["problems"])
+
+
+def test_a_class_of_validation_alone_is_refused_with_what_can_be_done(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1), _halves(1, 2)])
+    said = "class 'class 2' occurs in the validation masks alone: choose other images with --val, or leave it out "
+    assert said + "with --ignore-index 2" in _refused(data, "--val", "0.5", "--out", tmp_path / "run")
+    assert prepare(request(Settings(ignore_index=2), data, 0.5, None))["codes"] == {"0": 0, "1": 1, "2": -1}
+    toml = tmp_path / "classes.toml"
+    entries = "".join(f'[[class]]\nname = "{name}"\nvalue = {i}\n' for i, name in enumerate("abc"))
+    toml.write_text(entries)
+    said = _refused(data, "--val", "0.5", "--classes", toml, "--out", tmp_path / "run")
+    assert f"class 'c' of {toml} occurs in the validation masks alone: choose" in said
+    assert "or name its value under ignore there" in said
+
+
+def test_inspect_lists_what_train_would_refuse_of_a_classes_file(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1), _halves(1, 0)])
+    toml = tmp_path / "classes.toml"
+    toml.write_text("".join(f'[[class]]\nname = "{name}"\nvalue = {i}\n' for i, name in enumerate("abc")))
+    said = f"class 'c' of {toml} does not occur in the training masks: mend its value there, or take it out"
+    assert inspect(data, classes=toml).facts["problems"] == [said]
+    for mask in (data / "masks").iterdir():
+        mask.unlink()
+    assert inspect(data, classes=toml).facts["classes"] == []

@@ -155,10 +155,12 @@ def test_a_named_class_must_occur_and_a_found_value_must_be_named(tmp_path: Path
         f'[[class]]\nname = "{n}"\nvalue = {v}\n' for n, v in (("land", 0), ("water", 1), ("ice", 2))
     )
     toml.write_text(three)
-    with pytest.raises(InputError, match="class 'ice' does not occur in the training masks"):
+    with pytest.raises(
+        InputError, match=r"class 'ice' of .*classes.toml does not occur in .*: mend its value"
+    ):
         survey(scenes, (), fmt, toml)
     toml.write_text('[[class]]\nname = "land"\nvalue = 0\n[[class]]\nname = "ice"\nvalue = 2\n')
-    with pytest.raises(InputError, match=r"masks/a.tif: .*value 1 belong to no class"):
+    with pytest.raises(InputError, match=r"masks/a.tif: .*value 1 belongs to no class"):
         survey(scenes, (), fmt, toml)
 
 

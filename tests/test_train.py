@@ -336,7 +336,7 @@ def test_what_one_worker_cannot_read_stops_all_with_its_words(
         return record
 
     monkeypatch.setattr("raysegment.training.fit.prepare", overlook)
-    with pytest.raises(InputError, match=r"2\.png, .*value 77 belong to no class"):
+    with pytest.raises(InputError, match=r"2\.png, .*value 77 belongs to no class"):
         train(folder, out=tmp_path / "run", workers=2, **{**SMALL, "batch_size": 2, "steps_per_epoch": 30})
 
 

@@ -98,7 +98,7 @@ def test_a_value_of_no_class_is_named_with_its_place(tmp_path: Path) -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[5, 5] = 7
     _scene(tmp_path, np.zeros((8, 8), np.uint8), mask)
-    with pytest.raises(InputError, match=r"a\.tif, .*value 7 belong to no class"):
+    with pytest.raises(InputError, match=r"a\.tif, .*value 7 belongs to no class"):
         WindowReader(find_scenes(tmp_path), (0,), _TWO).read(0, Window(y=0, x=0, height=8, width=8))
 
 

@@ -26,7 +26,7 @@ from raysegment.training.forms import Listing, Pair, Source, listing_of
 from raysegment.training.forms.leaks import overlaps, same_pictures
 from raysegment.training.survey import class_pixels, mask_codes, refuse_unknown
 from raysegment.training.tagged import tagged_notes
-from raysegment.training.thin import thin_masks
+from raysegment.training.thin import Origin, thin_masks, why_not_learned
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,16 @@ def dataset_facts(root: Location, classes_file: str | None = None) -> dict[str, 
     doubt = find_doubt(greys_as_values(masks)) if masks and given is None else None
     if doubt is not None:
         problems.append(str(doubt))
-    found = given if given is not None or not masks or doubt is not None else infer(masks)
+    found = None if not masks or doubt is not None else given or infer(masks)
     notes = list(listing.notes)
     if found is not None:
         notes += tagged_notes(found, masks)
-        notes += thin_masks(
-            found, [p.name for p in coded], [class_pixels(found, m) for m in masks], len(masks)
-        )
+        counts = [class_pixels(found, m) for m in masks]
+        origin: Origin = "file" if classes_file is not None else "seen" if given is None else "told"
+        notes += thin_masks(found, [p.name for p in coded], counts, len(masks), origin)
+        pixels = np.sum(counts, axis=0)
+        if why := why_not_learned(found, pixels, np.zeros_like(pixels), origin):
+            problems.append(why)
     if not problems and len(pairs) > 1:
         _look_for_leaks(listing, root, problems, notes)
     return {

@@ -224,7 +224,7 @@ def _class_weights(text: str, seen: Survey) -> list[float] | None:
     if text == "none":
         return None
     if text == "balanced":
-        return [min(1 / (len(names) * f), _HEAVIEST) for f in seen.frequencies]
+        return [min(1 / (len(names) * f), _HEAVIEST) if f else _HEAVIEST for f in seen.frequencies]
     weights = [float(part) for part in text.split(",")]
     if len(weights) != len(names):
         raise UsageError(

@@ -27,7 +27,7 @@ from raysegment.training.coding import infer, told
 from raysegment.training.dataset import Format, Scene, blocks
 from raysegment.training.forms import Source
 from raysegment.training.tagged import tagged_notes
-from raysegment.training.thin import warn_of_thin_masks
+from raysegment.training.thin import Origin, warn_of_thin_masks, why_not_learned
 
 #: About a minute of decoding.
 AFFORDABLE_PX = 1 << 30
@@ -54,7 +54,7 @@ def survey(
     ignore: int | None = None,
 ) -> Survey:
     """Read training images once and all masks once. Raises InputError when the coding is in doubt, a mask
-    holds what the classes file does not name, a class never occurs, or an image holds inf."""
+    holds what the classes file does not name, a class of that file never occurs, or an image holds inf."""
     scenes = (*train, *val)
     given = told([s.mask for s in scenes]) if classes_file is None else ClassMap.load(classes_file)
     if given is not None and ignore is not None:
@@ -83,8 +83,10 @@ def survey(
     counts = [class_pixels(classes, file) for file in found]
     for note in tagged_notes(classes, found):
         console.say(note)
-    warn_of_thin_masks(classes, [s.name for s in scenes], counts, len(train))
-    return Survey(classes, _frequencies(classes, counts[: len(train)], counts[len(train) :]), mean, std)
+    origin: Origin = "file" if classes_file is not None else "seen" if given is None else "told"
+    shares = _frequencies(classes, counts[: len(train)], counts[len(train) :], origin)
+    warn_of_thin_masks(classes, [s.name for s in scenes], counts, len(train), origin)
+    return Survey(classes, shares, mean, std)
 
 
 def _inferred(found: Sequence[FileCodes], ignore: int | None) -> ClassMap:
@@ -172,16 +174,15 @@ def _measured(scene: Scene, fmt: Format, every: int) -> list[_Moments]:
 
 
 def _frequencies(
-    classes: ClassMap, train: Sequence[np.ndarray], val: Sequence[np.ndarray]
+    classes: ClassMap, train: Sequence[np.ndarray], val: Sequence[np.ndarray], origin: Origin
 ) -> tuple[float, ...]:
-    counts = np.sum(train, axis=0)
-    if not counts.any():
-        raise InputError("every pixel of the training masks is ignored: there is nothing to learn from")
-    if len(val) and not np.any(val):
+    counts, held = (
+        np.sum([np.zeros(len(classes.classes), np.int64), *part], axis=0) for part in (train, val)
+    )
+    if why := why_not_learned(classes, counts, held, origin):
+        raise InputError(why)
+    if len(val) and not held.any():
         raise InputError("every pixel of the validation masks is ignored: there is nothing to score")
-    if empty := [n for n, c in zip(classes.names, counts, strict=True) if c == 0]:
-        where = "; it may occur in the validation masks alone" if len(val) else ""
-        raise InputError(f"class {empty[0]!r} does not occur in the training masks{where}: remove or mend it")
     return tuple(float(c) for c in counts / counts.sum())
 
 
