@@ -26,6 +26,7 @@ from raysegment.training.prepare import prepare, request
 from raysegment.training.settings import Settings
 from raysegment.training.survey import survey
 from raysegment.training.thin import thin_masks
+from raysegment.training.windows import WindowReader
 
 _RNG = np.random.default_rng(3)
 
@@ -378,3 +379,36 @@ def test_inspect_lists_what_train_would_refuse_of_a_classes_file(tmp_path: Path)
     for mask in (data / "masks").iterdir():
         mask.unlink()
     assert inspect(data, classes=toml).facts["classes"] == []
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_a_value_that_some_masks_tag_and_others_show_is_one_class_everywhere(
+    tmp_path: Path, colours: bool
+) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 3)
+    for i, share in ((1, 4), (2, 4)):
+        (data / "masks" / f"{i}.png").unlink()
+        mask = np.zeros((40, 40), np.uint8)
+        mask[: 40 // share] = 1
+        tags = [(42113, "s", 0, "0", True)]
+        pixels = np.dstack([mask] * 3) if colours else mask
+        tifffile.imwrite(
+            data / "masks" / f"{i}.tif",
+            pixels,
+            extratags=tags,
+            photometric="rgb" if colours else "minisblack",
+        )
+    scenes = find_scenes(data)
+    seen = survey(scenes, (), common_format(scenes))
+    targets = WindowReader(scenes, (0,), seen.classes)
+    in_windows = np.zeros(256, np.int64)
+    for i in range(3):
+        for _, target in targets.targets(i):
+            in_windows += np.bincount(target.ravel(), minlength=256)
+    assert in_windows.nonzero()[0].tolist() == [0, 1]
+    assert seen.frequencies == pytest.approx(in_windows[:2] / in_windows.sum())
+    facts = inspect(data).facts
+    assert [c["pixels"] for c in facts["classes"]] == in_windows[:2].tolist()
+    note = "0 is tagged as nodata in 2 masks and a class in others: it counts as 'class 0' in all of them, 50.0% of "
+    assert [n for n in facts["notes"] if n.startswith(note)] == facts["notes"]
+    assert facts["notes"]

@@ -25,7 +25,7 @@ from raysegment.training.doubt import find_doubt
 from raysegment.training.forms import Listing, Pair, Source, listing_of
 from raysegment.training.forms.leaks import overlaps, same_pictures
 from raysegment.training.survey import class_pixels, mask_codes, refuse_unknown
-from raysegment.training.tagged import tagged_notes
+from raysegment.training.tagged import as_classes, tagged_notes
 from raysegment.training.thin import Origin, thin_masks, why_not_learned
 
 
@@ -81,6 +81,7 @@ def dataset_facts(root: Location, classes_file: str | None = None) -> dict[str, 
     notes = list(listing.notes)
     if found is not None:
         notes += tagged_notes(found, masks)
+        masks = as_classes(found, masks)
         counts = [class_pixels(found, m) for m in masks]
         origin: Origin = "file" if classes_file is not None else "seen" if given is None else "told"
         notes += thin_masks(found, [p.name for p in coded], counts, len(masks), origin)

@@ -26,7 +26,7 @@ from raysegment.training.codes import Code, FileCodes, count_codes, kind_of, lab
 from raysegment.training.coding import infer, told
 from raysegment.training.dataset import Format, Scene, blocks
 from raysegment.training.forms import Source
-from raysegment.training.tagged import tagged_notes
+from raysegment.training.tagged import as_classes, tagged_notes
 from raysegment.training.thin import Origin, warn_of_thin_masks, why_not_learned
 
 #: About a minute of decoding.
@@ -80,7 +80,7 @@ def survey(
             bar.advance()
     classes = given or _inferred(found, ignore)
     mean, std = zip(*(m.summary() for m in moments), strict=True)
-    counts = [class_pixels(classes, file) for file in found]
+    counts = [class_pixels(classes, file) for file in as_classes(classes, found)]
     for note in tagged_notes(classes, found):
         console.say(note)
     origin: Origin = "file" if classes_file is not None else "seen" if given is None else "told"

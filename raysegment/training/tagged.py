@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from raysegment.classes import ClassMap
-from raysegment.training.codes import FileCodes
+from raysegment.classes import IGNORE, ClassMap
+from raysegment.training.codes import Code, FileCodes
 
 
 def hidden(files: Sequence[FileCodes]) -> Counter[int]:
@@ -18,14 +19,40 @@ def hidden(files: Sequence[FileCodes]) -> Counter[int]:
     return found
 
 
+def as_classes(classes: ClassMap, files: Sequence[FileCodes]) -> list[FileCodes]:
+    """The same files, with the pixels counted that a tag hides and whose value is one of `classes` all the same.
+
+    That is how windows are read (survey.mask_valid): where some masks of a set tag 0 and others show it, it is one
+    class in all of them. A mask whose greater part is background must not lose it to a tool's habit.
+    """
+    return [_revealed(file) if _is_class(classes, file) else file for file in files]
+
+
 def tagged_notes(classes: ClassMap, files: Sequence[FileCodes]) -> Iterator[str]:
-    """One line for each value that is tagged as nodata and that `classes` says nothing of."""
+    """One line for each value that some masks tag as nodata: left out if `classes` says nothing of it, or a class."""
     tags = hidden(files)
     pixels = sum(file.counts.total() for file in files) + tags.total()
     for value, count in sorted(tags.items()):
-        if value not in classes.codes:
-            masks = sum(file.nodata == value and file.hidden > 0 for file in files)
+        index = classes.codes.get(value)
+        masks = sum(file.nodata == value and file.hidden > 0 for file in files)
+        tagged = f"{value} is tagged as nodata in {masks} mask{'s' * (masks > 1)}"
+        if index is None:
             yield (
-                f"{value} is tagged as nodata in {masks} mask{'s' * (masks > 1)}, which leaves out "
-                f"{count / pixels:.1%} of the pixels: if it is a class, name the value in a classes file (--classes)"
+                f"{tagged}, which leaves out {count / pixels:.1%} of the pixels: if it is a class, name the value in "
+                "a classes file (--classes)"
             )
+        elif index != IGNORE:
+            yield (
+                f"{tagged} and a class in others: it counts as {classes.names[index]!r} in all of them, "
+                f"{count / pixels:.1%} of the pixels by the tag; where it means no data, store another value"
+            )
+
+
+def _is_class(classes: ClassMap, file: FileCodes) -> bool:
+    return file.nodata is not None and classes.codes.get(file.nodata, IGNORE) != IGNORE
+
+
+def _revealed(file: FileCodes) -> FileCodes:
+    assert file.nodata is not None
+    code: Code = (file.nodata,) * 3 if file.kind == "colours" else file.nodata
+    return replace(file, counts=file.counts + Counter({code: file.hidden}), hidden=0)
