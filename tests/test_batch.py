@@ -173,7 +173,9 @@ def test_a_bad_image_is_set_aside_and_the_rest_finish(job: Job) -> None:
     reasons = {Path(i["source"]).name: i["reason"] for i in report["images"] if i["state"] == "failed"}
     assert set(reasons) == {"s2.tif", "s4.tif"}
     assert "broken" in reasons["s2.tif"]
-    page = Path(result.report or "").with_suffix(".html").read_text()
+    opened = Path(result.report or "").with_suffix(".html")
+    assert result.summary().splitlines()[-1] == f"{opened}  (what happened)"
+    page = opened.read_text()
     assert "s4.tif" in page
     assert "is no image that can be read" in page
     assert page.count("data:image/png") == 3

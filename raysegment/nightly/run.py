@@ -233,4 +233,5 @@ def _summary(record: dict[str, Any], report: str) -> str:
     if counts["left"]:
         text += f"; {counts['left']} left at the deadline: the next run goes on with them"
     failed = [f"  {i['source']}: {i['reason']}" for i in record["images"] if i["state"] == "failed"]
-    return "\n".join([text, *failed, report])
+    page = report.removesuffix("json") + "html"  # beside it, and what a person opens
+    return "\n".join([text, *failed, f"{page}  (what happened)"])
