@@ -6,8 +6,9 @@
     rs.infer("scene.tif", model="run/model.safetensors", out="mask.zarr")
     rs.evaluate("mask.zarr", "truth.tif").mean_iou
 
-The commands of the command line that work on data are functions here, with the same names and the same options. A name
-is imported when it is first used: `import raysegment` alone loads neither torch nor ray.
+The commands of the command line are functions here, with the same names and the same options; those of `jobs` are
+`rs.jobs.list()`, `status`, `logs` and `stop`. A name is imported when it is first used: `import raysegment` alone loads
+neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from raysegment.errors import (
     AnswerError,
     InputError,
+    JobError,
     LockedError,
     NotBuiltError,
     OutputExistsError,
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from raysegment.nightly.result import BatchResult
     from raysegment.nightly.run import batch
     from raysegment.raster import Raster, open_raster
+    from raysegment.runtime import jobs
+    from raysegment.runtime.dashboard import JobState
+    from raysegment.runtime.doctor import DoctorResult, doctor
     from raysegment.scene.synth import SynthResult, synth
     from raysegment.scheduling.write import ScheduleResult, schedule
     from raysegment.training import TrainResult, train
@@ -48,12 +53,15 @@ __all__ = [
     "AnswerError",
     "BatchResult",
     "Class",
+    "DoctorResult",
     "EvaluateResult",
     "ExportResult",
     "InferResult",
     "InferResults",
     "InputError",
     "InspectResult",
+    "JobError",
+    "JobState",
     "LockedError",
     "Model",
     "ModelSpec",
@@ -73,10 +81,12 @@ __all__ = [
     "WorkError",
     "__version__",
     "batch",
+    "doctor",
     "evaluate",
     "export",
     "infer",
     "inspect",
+    "jobs",
     "load_model",
     "open_raster",
     "plan",
@@ -86,7 +96,7 @@ __all__ = [
     "train",
 ]
 
-#: Where each name lives. No key may be the name of a submodule: importing that would take the name's place.
+#: Where each name lives. No key may be the name of a submodule here: importing that would take the name's place.
 _HOME = {
     "evaluate": "raysegment.evaluation",
     "EvaluateResult": "raysegment.evaluation",
@@ -109,6 +119,10 @@ _HOME = {
     "BatchResult": "raysegment.nightly.result",
     "Raster": "raysegment.raster",
     "open_raster": "raysegment.raster",
+    "jobs": "raysegment.runtime",
+    "JobState": "raysegment.runtime.dashboard",
+    "doctor": "raysegment.runtime.doctor",
+    "DoctorResult": "raysegment.runtime.doctor",
     "synth": "raysegment.scene.synth",
     "SynthResult": "raysegment.scene.synth",
     "schedule": "raysegment.scheduling.write",
@@ -122,7 +136,9 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()
     elif name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
+        home = importlib.import_module(_HOME[name])
+        # `jobs` is a module of its home, which that does not import by itself
+        value = getattr(home, name, None) or importlib.import_module(f"{_HOME[name]}.{name}")
     else:
         raise AttributeError(f"module 'raysegment' has no attribute {name!r}")
     globals()[name] = value  # the next use does not come here

@@ -51,10 +51,36 @@ def test_the_commands_are_functions() -> None:
         "inspect",
         "preview",
         "export",
+        "batch",
+        "schedule",
+        "doctor",
         "open_raster",
         "load_model",
     ):
         assert callable(getattr(raysegment, name)), name
+
+
+def test_the_commands_of_jobs_are_functions() -> None:
+    """Each raises what the command line says, as an exception of ours."""
+    jobs = raysegment.jobs
+    assert set(jobs.__all__) == {"list", "status", "logs", "stop"}
+    for call in (
+        jobs.list,
+        lambda **options: jobs.status("a", **options),
+        lambda **options: jobs.stop("a", **options),
+    ):
+        with pytest.raises(raysegment.UsageError, match=r"127\.0\.0\.1:6379: jobs are kept by the dashboard"):
+            call(address="127.0.0.1:6379")
+
+
+def test_every_command_of_the_command_line_is_a_function() -> None:
+    from raysegment.cli.app import app
+
+    named = {command.name for command in app.registered_commands} | {g.name for g in app.registered_groups}
+    assert named - set(raysegment.__all__) == {
+        "convert",
+        "demo",
+    }  # not built yet, and a round of all the others
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

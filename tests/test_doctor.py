@@ -12,14 +12,14 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from raysegment import doctor as module
 from raysegment.cli.app import app
-from raysegment.doctor import Space, doctor
 from raysegment.hardware import available_cores, available_memory
+from raysegment.runtime import doctor as module
+from raysegment.runtime.doctor import Space, doctor
 
 
 def test_what_this_machine_has(tmp_path: Path) -> None:
-    found = doctor({}, tmp_path)
+    found = doctor(environment={}, home=tmp_path)
     assert found.cores == available_cores() <= found.logical_cpus == os.cpu_count()
     assert found.memory_bytes <= psutil.virtual_memory().total
     assert found.versions["python"] == sys.version.split()[0]
@@ -36,14 +36,14 @@ def test_a_token_that_others_can_read(tmp_path: Path, mode: int, warned: bool) -
     token.parent.mkdir()
     token.write_text("secret-words")
     token.chmod(mode)
-    found = doctor({}, tmp_path)
+    found = doctor(environment={}, home=tmp_path)
     assert any(f"mode {mode:04o}" in w for w in found.warnings) is warned
     assert "secret-words" not in json.dumps(found.to_json())
     assert token.stat().st_mode & 0o777 == mode
 
 
 def test_a_cluster_in_the_environment(tmp_path: Path) -> None:
-    found = doctor({"RAY_ADDRESS": "10.0.0.1:6379", "RAY_TMPDIR": str(tmp_path)}, tmp_path)
+    found = doctor(environment={"RAY_ADDRESS": "10.0.0.1:6379", "RAY_TMPDIR": str(tmp_path)}, home=tmp_path)
     assert any("10.0.0.1:6379" in w for w in found.warnings)
     assert found.ray_address == "10.0.0.1:6379"
     assert found.disks["Ray"].path == str(tmp_path / "ray")
@@ -52,7 +52,7 @@ def test_a_cluster_in_the_environment(tmp_path: Path) -> None:
 def test_what_is_missing_small_or_full_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_version", lambda name: None if name in ("zarr", "rasterio") else "1")
     monkeypatch.setattr(module, "_space", lambda path: Space(str(path), 100 << 20, 1 << 20))
-    warnings = "\n".join(doctor({}, tmp_path).warnings)
+    warnings = "\n".join(doctor(environment={}, home=tmp_path).warnings)
     assert "zarr is not installed" in warnings
     assert "raysegment[geo]" in warnings
     assert "/dev/shm has 0.1 GiB" in warnings
@@ -84,7 +84,7 @@ def test_the_command() -> None:
 
 
 def test_it_does_not_even_import_ray(tmp_path: Path) -> None:
-    code = "import sys; from raysegment.doctor import doctor; doctor(); print('ray' in sys.modules)"
+    code = "import sys; import raysegment; raysegment.doctor(); print('ray' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -29,9 +29,9 @@ from raysegment.runtime import parcel as packing
 from raysegment.runtime import security
 from raysegment.runtime.address import Address, undisturbed, where
 from raysegment.runtime.connected import fitted
+from raysegment.runtime.dashboard import JobState, Unreachable
 from raysegment.runtime.embedded import PRIVATE
 from raysegment.runtime.follow import Log, follow
-from raysegment.runtime.jobs import JobState, Unreachable
 from raysegment.runtime.parcel import Parcel, forwarded, is_shared
 from raysegment.runtime.security import exposure, find_token, present_token, refuse_exposure, refuse_secrets
 from raysegment.runtime.submission import submit
@@ -476,13 +476,47 @@ def test_a_command_runs_once(far: Parcel) -> None:
     assert go(Queue(), "--out=/other", "--", "s3://a") != first
 
 
+def test_jobs_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    import raysegment as rs
+
+    asked: list[tuple[str | None, bool]] = []
+    running, ended = state("RUNNING", None, "a"), state("STOPPED", 130, "b")
+
+    class Fake:
+        @classmethod
+        def at(cls, address: str | None, *, allow_insecure: bool = False) -> Fake:
+            asked.append((address, allow_insecure))
+            return cls()
+
+        def list(self) -> list[JobState]:
+            return [running, ended]
+
+        def state(self, job: str) -> JobState:
+            return {"a": running, "b": ended}[job]
+
+        stop = state
+
+        def log(self, job: str) -> str:
+            return f"what {job} said"
+
+    monkeypatch.setattr(rs.jobs, "Jobs", Fake)
+    where = {"address": "http://h:8265", "allow_insecure": True}
+    assert rs.jobs.list(**where) == (running, ended)
+    assert rs.jobs.status("a", **where) is running
+    assert rs.jobs.logs("b", **where) == "what b said"
+    assert rs.jobs.stop("b", **where) is ended
+    with pytest.raises(rs.JobError, match="a was told to stop and is RUNNING still"):
+        rs.jobs.stop("a")
+    assert asked == [("http://h:8265", True)] * 4 + [(None, False)]
+
+
 @pytest.fixture
 def submitted(monkeypatch: pytest.MonkeyPatch) -> Queue:
     """What is submitted to a cluster elsewhere."""
-    from raysegment.runtime import jobs
+    from raysegment.runtime import dashboard
 
     queue = Queue()
-    monkeypatch.setattr(jobs, "Jobs", lambda *_, **__: queue)
+    monkeypatch.setattr(dashboard, "Jobs", lambda *_, **__: queue)
     monkeypatch.setattr(packing, "is_this_machine", lambda *_: False)
     return queue
 

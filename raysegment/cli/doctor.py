@@ -28,6 +28,6 @@ def doctor(
 
     Versions, cores, memory, GPUs, precision, disks and Ray's surroundings. Nothing is started or changed.
     """
-    from raysegment.doctor import doctor as run
+    from raysegment.runtime.doctor import doctor as run
 
     return run(address=address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,11 @@ import typer
 
 from raysegment import console
 from raysegment.cli.common import Result, app, command
-from raysegment.cli.remote import ALLOW_INSECURE, Answered, attend
+from raysegment.cli.remote import ALLOW_INSECURE, Answered, attend, outcome
 from raysegment.cli.root import Root
-from raysegment.errors import JobError
 
 if TYPE_CHECKING:
-    from raysegment.runtime.jobs import Jobs, JobState
+    from raysegment.runtime.dashboard import JobState
 
 group = typer.Typer(cls=Root, help="List, follow and stop jobs on a cluster.", rich_markup_mode=None)
 app.add_typer(group, name="jobs")
@@ -33,7 +33,7 @@ _Id = Annotated[str, typer.Argument(metavar="ID", help="As submitting or `rayseg
 class Table:
     """Some jobs, for people as lines."""
 
-    jobs: list[JobState]
+    jobs: Sequence[JobState]
     is_list: bool = True
     exit_code: int = 0
 
@@ -65,13 +65,17 @@ class Table:
 )
 def list_jobs(address: ADDRESS = None, allow_insecure: ALLOW_INSECURE = False) -> Result:
     """All jobs that were submitted to the cluster, the newest first."""
-    return Table(_jobs(address, allow_insecure).list())
+    from raysegment.runtime import jobs
+
+    return Table(jobs.list(address=address, allow_insecure=allow_insecure))
 
 
 @command("status", group=group)
 def status(job: _Id, address: ADDRESS = None, allow_insecure: ALLOW_INSECURE = False) -> Result:
     """How one job stands, and how it ended."""
-    return Table([_jobs(address, allow_insecure).state(job)], is_list=False)
+    from raysegment.runtime import jobs
+
+    return Table([jobs.status(job, address=address, allow_insecure=allow_insecure)], is_list=False)
 
 
 @command("logs", group=group)
@@ -84,12 +88,13 @@ def logs(
     allow_insecure: ALLOW_INSECURE = False,
 ) -> Result:
     """What one job has said."""
-    jobs = _jobs(address, allow_insecure)
     if follow:
-        from raysegment.cli.remote import outcome
+        from raysegment.runtime.dashboard import Jobs
 
-        return outcome(*attend(jobs, job))
-    text = jobs.log(job)
+        return outcome(*attend(Jobs.at(address, allow_insecure=allow_insecure), job))
+    from raysegment.runtime import jobs
+
+    text = jobs.logs(job, address=address, allow_insecure=allow_insecure)
     for line in text.splitlines():
         console.relay(line)
     return Answered({"id": job, "log": text}, 0)
@@ -98,19 +103,9 @@ def logs(
 @command("stop", group=group)
 def stop(job: _Id, address: ADDRESS = None, allow_insecure: ALLOW_INSECURE = False) -> Result:
     """Stop one job; the same command, submitted again, goes on where it stopped."""
-    state = _jobs(address, allow_insecure).stop(job)
-    if not state.has_ended:
-        raise JobError(
-            f"{job} was told to stop and is {state.status} still: see `raysegment jobs status {job}`", 1
-        )
-    return Table([state], is_list=False)
+    from raysegment.runtime import jobs
 
-
-def _jobs(address: str | None, allow_insecure: bool) -> Jobs:
-    from raysegment.runtime.address import where
-    from raysegment.runtime.jobs import Jobs
-
-    return Jobs(where(address), allow_insecure=allow_insecure)
+    return Table([jobs.stop(job, address=address, allow_insecure=allow_insecure)], is_list=False)
 
 
 def _row(job: JobState) -> tuple[str, ...]:

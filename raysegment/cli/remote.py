@@ -19,8 +19,8 @@ from raysegment.errors import JobError, UsageError
 if TYPE_CHECKING:
     from raysegment.cli.common import Result
     from raysegment.runtime.address import Address
+    from raysegment.runtime.dashboard import Jobs, JobState
     from raysegment.runtime.follow import Log
-    from raysegment.runtime.jobs import Jobs, JobState
     from raysegment.runtime.parcel import Parcel
 
 ADDRESS = Annotated[
@@ -126,7 +126,7 @@ def perform(
 
 
 def _as_job(ctx: typer.Context, address: Address, shared: dict[str, Any], places: Places) -> Result:
-    from raysegment.runtime.jobs import Jobs
+    from raysegment.runtime.dashboard import Jobs
     from raysegment.runtime.parcel import Parcel
     from raysegment.runtime.submission import submit
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raysegment import console
-from raysegment.runtime.jobs import Jobs, JobState, Unreachable
+from raysegment.runtime.dashboard import Jobs, JobState, Unreachable
 
 #: How long a cluster may be away before the job is given up for lost.
 AWAY_S = 60.0

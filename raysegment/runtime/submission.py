@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from raysegment import console
-from raysegment.runtime.jobs import Jobs, JobState
+from raysegment.runtime.dashboard import Jobs, JobState
 from raysegment.runtime.parcel import Parcel
 from raysegment.runtime.security import refuse_secrets
 

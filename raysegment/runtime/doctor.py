@@ -115,7 +115,7 @@ class DoctorResult:
 
 
 def doctor(
-    environment: Mapping[str, str] = os.environ, home: Path | None = None, address: str | None = None
+    address: str | None = None, *, environment: Mapping[str, str] = os.environ, home: Path | None = None
 ) -> DoctorResult:
     """Look at versions, cores, memory, GPUs, disks and Ray's surroundings.
 
