@@ -134,7 +134,8 @@ def _check_samples(wish: int | str, most: int, settings: Settings) -> None:
     if most > parts:
         cut = f" in --accumulate {settings.accumulate} parts" if settings.accumulate > 1 else ""
         raise UsageError(
-            f"--workers {wish} is more than {batch}{cut} has for all: every worker needs a sample"
+            f"--workers {wish} is more than {batch}{cut} has for all: every worker needs a sample, so give at most "
+            f"--workers {parts}, or --batch-size {most * settings.accumulate} or more"
         )
 
 
