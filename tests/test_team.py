@@ -77,7 +77,11 @@ def test_in_a_running_ray_the_nodes_decide(machine: Any) -> None:
         (0, {}, r"--workers 0: give auto, a number of 1 or more, or MIN:MAX"),
         ("3:2", {}, r"--workers 3:2: give"),
         ("two", {}, r"--workers two: give"),
-        (9, {}, r"--workers 9 is more than --batch-size 8 has for all: .* at most --workers 8, or --batch-size 9 or more"),
+        (
+            9,
+            {},
+            r"--workers 9 is more than --batch-size 8 has for all: .* at most --workers 8, or --batch-size 9 or more",
+        ),
         ("1:9", {}, r"--workers 1:9 is more than --batch-size 8"),
         (
             4,

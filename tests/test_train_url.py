@@ -83,6 +83,20 @@ def test_records_are_read_from_a_web_server_and_a_folder_is_refused_there(tmp_pa
             find_scenes(f"{web.url}/{folder.name}")
 
 
+@pytest.mark.parametrize(
+    ("failures", "message"),
+    [([], "it does not exist"), ([403] * 9, "no right to"), (None, "does not answer")],
+)
+def test_a_manifest_that_a_web_server_does_not_give_is_said_to_be_missing(
+    tmp_path: Path, failures: list[int] | None, message: str
+) -> None:
+    with serve(tmp_path) as web:
+        web.failures = failures or []
+        url = f"{web.url}/set.csv" if failures is not None else "http://127.0.0.1:9/set.csv"
+        with pytest.raises(InputError, match=f"^cannot read {url}: .*{message}"):
+            find_scenes(url)
+
+
 def test_a_folder_with_polygons_and_marker_objects(tmp_path: Path, memory: Location) -> None:
     row = _files(tmp_path, 1)[0]
     square = {"type": "Polygon", "coordinates": [[[2, 3], [9, 3], [9, 8], [2, 8], [2, 3]]]}

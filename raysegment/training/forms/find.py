@@ -12,6 +12,7 @@ from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size
 from raysegment.storage import Location, Url, location
 from raysegment.storage.objects import before_work
+from raysegment.storage.remote import remote
 from raysegment.threads import OPENERS, in_order
 from raysegment.training.forms import folder, manifest, records, stores
 from raysegment.training.forms.scene import File, Form, Listing, Pair, Scene
@@ -43,6 +44,8 @@ def listing_of(data: str | os.PathLike[str]) -> Listing:
 def _listing_of(place: Location, data: str | os.PathLike[str]) -> Listing:
     form = form_of(place)
     if form is None and isinstance(place, Url) and not place.is_writable:
+        if place.suffix:  # a file: that it is not to be had says more than what it is not
+            remote(place).call("read", place, lambda fs, path: fs.info(path))
         raise InputError(
             f"{data} is no training set, or a folder, of which a web server gives no list: "
             "give a manifest, a Zarr store or a file of TFRecords"
