@@ -412,3 +412,50 @@ def test_a_value_that_some_masks_tag_and_others_show_is_one_class_everywhere(
     note = "0 is tagged as nodata in 2 masks and a class in others: it counts as 'class 0' in all of them, 50.0% of "
     assert [n for n in facts["notes"] if n.startswith(note)] == facts["notes"]
     assert facts["notes"]
+
+
+def _gaps(root: Path, blank: tuple[int, ...], mask: np.ndarray, lost: tuple[slice, slice]) -> Path:
+    """Four scenes of floats, of which some are NaN at `lost`."""
+    images = [_RNG.random((40, 40)).astype(np.float32) for _ in range(4)]
+    for i in blank:
+        images[i][lost] = np.nan
+    return _set(root, [mask] * 4, images)
+
+
+_EVERYWHERE = (slice(None), slice(None))
+
+
+@pytest.mark.parametrize(
+    ("blank", "message"),
+    [
+        (
+            (3,),
+            r"the images have no data \(3.tif\): there is nothing to score; choose other images with --val",
+        ),
+        (
+            (0, 1, 2),
+            r"the images have no data \(0.tif, 1.tif, 2.tif\): there is nothing to learn from; give other",
+        ),
+    ],
+)
+def test_images_without_data_where_masks_have_a_class_are_refused(
+    tmp_path: Path, blank: tuple[int, ...], message: str
+) -> None:
+    mask = _halves(0, 1)
+    mask[:10] = 7
+    lost = (slice(10, None), slice(None))  # all but what is ignored: together with the mask nothing is left
+    data = _gaps(tmp_path / "data", blank, mask, lost)
+    with pytest.raises(InputError, match=message):
+        prepare(request(Settings(ignore_index=7), data, 0.25, None))
+
+
+def test_a_blank_image_among_others_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(console, "warn", told.append)
+    prepare(request(Settings(), _gaps(tmp_path / "data", (1,), _halves(0, 1), _EVERYWHERE), 0.25, None))
+    assert told == [
+        "there is nothing to learn from in 1.tif: the image has no data where its mask has a class"
+    ]
+    told.clear()
+    prepare(request(Settings(), _gaps(tmp_path / "two", (3,), _halves(0, 1), _EVERYWHERE), 0.5, None))
+    assert told == ["there is nothing to score in 3.tif: the image has no data where its mask has a class"]

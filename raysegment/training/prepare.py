@@ -26,6 +26,7 @@ from raysegment.model.spec import Class, ModelSpec
 from raysegment.raster import PixelSize
 from raysegment.runtime.device import traits
 from raysegment.training.balance import ClassIndex, rarer
+from raysegment.training.blank import refuse_blank
 from raysegment.training.class_index import class_index
 from raysegment.training.dataset import Format, Scene, common_format, identities, identity
 from raysegment.training.division import divide
@@ -102,6 +103,7 @@ def prepare(asked: Request, gpus: int = 0) -> dict[str, Any]:
     fmt = common_format([*asked.train, *asked.val])
     leaks = _leaks(asked)
     seen = survey(asked.train, asked.val, fmt, asked.classes, asked.settings.ignore_index)
+    refuse_blank(asked.train, asked.val, fmt.channels, seen.classes)
     loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
     Metric.of(asked.settings.metric, seen.classes.names, seen.frequencies)
     device = traits("cuda" if gpus else "cpu")

@@ -59,13 +59,13 @@ def thin_masks(
     """One line for each thing of that kind."""
     empty = [name for name, count in zip(names, counts, strict=True) if not count.any()]
     if empty:
-        yield f"nothing is learned from {_several(empty)}: every pixel of the mask is ignored or without data"
+        yield f"nothing is learned from {several(empty)}: every pixel of the mask is ignored or without data"
     learned, held = np.sum(counts[:train], axis=0), np.sum(counts[train:], axis=0)
     for index, name in enumerate(classes.names):
         if 0 < learned[index] < _FEW_PX:
             where = [n for n, c in zip(names[:train], counts[:train], strict=True) if c[index]]
             yield (
-                f"class {name!r} has {learned[index]} px in the training masks ({_several(where)}), too few to learn: "
+                f"class {name!r} has {learned[index]} px in the training masks ({several(where)}), too few to learn: "
                 "ignore it, or add it to another class, with --classes FILE.toml"
             )
         elif learned[index] == 0 and origin == "told":
@@ -85,6 +85,7 @@ def thin_masks(
         )
 
 
-def _several(names: Sequence[str]) -> str:
+def several(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
     shown = ", ".join(names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

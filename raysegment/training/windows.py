@@ -162,9 +162,14 @@ class WindowReader:
         return self._open[source]
 
 
+def says_gaps(image: Raster) -> bool:
+    """Whether the header of an image says how pixels without data are marked: a value, NaN or alpha."""
+    return image.nodata is not None or image.alpha is not None or image.dtype.kind == "f"
+
+
 def _can_lack_data(image: Raster, scene: Scene) -> bool:
     """Whether an image has means to say that pixels hold no data: a nodata value, NaN, alpha or a mask page."""
-    if image.nodata is not None or image.alpha is not None or image.dtype.kind == "f":
+    if says_gaps(image):
         return True
     corner = Window(y=0, x=0, height=1, width=1)
     source = scene.image.source if isinstance(scene.image, Resampled) else scene.image
