@@ -69,11 +69,16 @@ def test_a_class_that_is_nowhere_is_left_out_of_the_means() -> None:
     scores = Scores.of(np.array([[5, 0, 0], [0, 5, 0], [0, 0, 0]]), ["a", "b", "c"])
     assert (scores.mean_iou, scores.mean_dice, scores.accuracy) == (1.0, 1.0, 1.0)
     assert scores.classes["c"].support == 0
+    assert scores.absent == {"c"}
 
 
 def test_a_class_predicted_but_never_true_counts_against_the_mean() -> None:
     scores = Scores.of(np.array([[4, 0, 1], [0, 5, 0], [0, 0, 0]]), ["a", "b", "c"])
     assert scores.mean_iou == pytest.approx((0.8 + 1 + 0) / 3)
+    assert scores.absent == set()
+    assert (
+        Scores.of(np.array([[4, 0], [0, 0]]), ["a", "b"], np.array([0, 3])).absent == set()
+    )  # missed, not absent
 
 
 def test_json_is_plain() -> None:

@@ -321,6 +321,20 @@ def test_thresholds_and_weights_have_their_columns(finished: RunFolder, tmp_path
     assert "2.250" in page.text
 
 
+def test_a_class_that_is_nowhere_has_no_scores(finished: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    (run.root / "last").mkdir(parents=True)
+    record = _record(finished)
+    names = list(record["data"]["class_shares"])
+    metrics = Scores.of(np.array([[90, 0, 10], [0, 0, 0], [0, 0, 100]]), names).to_json()
+    run.write_record({**record, "result": {**record["result"], "metrics": metrics}})
+    write_report(run)
+    assert f"{_EVIL} – – – – – – – – 0 0.0 %" in Page(run.report).text
+    lines = TrainResult.of_record(run.model, _record(run), already_done=False).summary().splitlines()
+    assert lines[2].split() == [*_EVIL.split(), "–", "–", "–", "–", "0"]
+    assert len({line.rindex("  ") for line in lines[:4]}) == 1  # a column is a column
+
+
 def test_a_score_that_is_undefined_is_a_dash(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

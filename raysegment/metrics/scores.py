@@ -115,6 +115,14 @@ class Scores:
             confusion=tuple(tuple(int(n) for n in row) for row in counts),
         )
 
+    @property
+    def absent(self) -> frozenset[str]:
+        """Classes that occur in neither truth nor prediction: their scores are 0 and say nothing."""
+        predicted = zip(self.classes, zip(*self.confusion, strict=True), strict=True)
+        return frozenset(
+            name for name, column in predicted if not any(column) and not self.classes[name].support
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             "classes": {name: score.to_json() for name, score in self.classes.items()},

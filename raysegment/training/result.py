@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from raysegment.metrics import Scores
+from raysegment.metrics import ClassScore, Scores
 from raysegment.storage import Location
 
 
@@ -71,7 +71,7 @@ class TrainResult:
         lines = [
             f"{'class':<{width}}    IoU   Dice  precision  recall  pixels",
             *(
-                f"{name:<{width}}  {c.iou:.3f}  {c.dice:.3f}      {c.precision:.3f}   {c.recall:.3f}  {c.support}"
+                f"{name:<{width}}  {_row(None if name in scores.absent else c)}"
                 for name, c in scores.classes.items()
             ),
             f"mean IoU {scores.mean_iou:.4f}   mean Dice {scores.mean_dice:.4f}   accuracy {scores.accuracy:.4f} "
@@ -94,6 +94,13 @@ class TrainResult:
                 f"{self.model.with_name('report.html')}  (what happened)",
             ]
         )
+
+
+def _row(score: ClassScore | None) -> str:
+    """Of one class in the table; None where there is nothing to say."""
+    if score is None:
+        return f"{'–':>5}  {'–':>5}  {'–':>9}  {'–':>6}  0"
+    return f"{score.iou:.3f}  {score.dice:.3f}  {score.precision:9.3f}  {score.recall:6.3f}  {score.support}"
 
 
 def _text(score: float) -> str:
