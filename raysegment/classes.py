@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -191,6 +191,24 @@ def describe(codes: Sequence[int]) -> str:
     shown = [_written(code) for code in codes[:5]]
     more = f" and {len(codes) - 5} more" if len(codes) > 5 else ""
     return f"value{'s' if len(codes) > 1 else ''} {', '.join(shown)}{more}"
+
+
+def spelled_codes(codes: Iterable[int], *, as_colours: bool = False) -> str:
+    """All codes of a class, for people: "0–127, 255", "#800000"; "polygons" for labels, which no code tells.
+
+    `as_colours`: grey codes are colours too.
+    """
+    known = sorted({code for code in codes if code < _LABELLED})
+    if as_colours:
+        return ", ".join("#{:02x}{:02x}{:02x}".format(*code_colour(code)) for code in known)
+    runs: list[list[int]] = []
+    for code in known:
+        if runs and code == runs[-1][-1] + 1 and code < _COLOURED:
+            runs[-1].append(code)
+        else:
+            runs.append([code])
+    shown = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(_written, run)) for run in runs]
+    return ", ".join(shown) or "polygons"
 
 
 def _written(code: int) -> str:

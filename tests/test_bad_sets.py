@@ -22,6 +22,7 @@ from raysegment.model.spec import default_classes
 from raysegment.training.codes import FileCodes, greys_as_values
 from raysegment.training.dataset import common_format, find_scenes
 from raysegment.training.doubt import find_doubt
+from raysegment.training.findings import coding_text
 from raysegment.training.prepare import prepare, request
 from raysegment.training.settings import Settings
 from raysegment.training.survey import survey
@@ -95,6 +96,19 @@ def _codes(kind: str, counts: dict, palette: tuple | None = None) -> FileCodes:
 )
 def test_codings_have_their_names(file: FileCodes, coding: str) -> None:
     assert file.coding == coding
+
+
+def test_few_numbers_beside_many_are_those_of_objects(tmp_path: Path) -> None:
+    many = np.arange(1600).reshape(40, 40) // 16
+    few = np.minimum(many, 5)
+    data = _set(tmp_path / "data", [many.astype(np.uint8), few.astype(np.uint8)])
+    facts = inspect(data).facts
+    assert [f["coding"] for f in facts["files"]] == ["numbered objects"] * 2
+    assert facts["coding"] == "numbered objects (2 files)"
+    assert "as numbered objects do" in facts["problems"][0]
+    toml = tmp_path / "classes.toml"
+    toml.write_text("".join(f'[[class]]\nname = "{i}"\nvalue = {i}\n' for i in range(100)))
+    assert inspect(data, classes=toml).facts["coding"] == "class index (2 files)"
 
 
 def test_grey_with_alpha_and_colours_with_alpha_are_told(tmp_path: Path) -> None:
@@ -459,3 +473,19 @@ def test_a_blank_image_among_others_is_said(tmp_path: Path, monkeypatch: pytest.
     told.clear()
     prepare(request(Settings(), _gaps(tmp_path / "two", (3,), _halves(0, 1), _EVERYWHERE), 0.5, None))
     assert told == ["there is nothing to score in 3.tif: the image has no data where its mask has a class"]
+
+
+def test_what_masks_mean_is_told_in_ranges_and_colours(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [_halves(3, 200), _halves(200, 90)])
+    toml = tmp_path / "classes.toml"
+    toml.write_text(
+        '[[class]]\nname = "other"\nrange = [0, 127]\n[[class]]\nname = "road"\nrange = [128, 255]\n'
+    )
+    record = prepare(request(Settings(), data, 0.5, toml))
+    assert coding_text(record) == "0–127 → other (50.0%), 128–255 → road (50.0%)"
+    assert [c["value"] for c in inspect(data, classes=toml).facts["classes"]] == ["0–127", "128–255"]
+    colours = np.dstack([_halves(0, 128), _halves(0, 0), _halves(0, 0)])
+    painted = _set(tmp_path / "painted", [colours, colours[:, ::-1]])
+    record = prepare(request(Settings(), painted, 0.5, None))
+    assert coding_text(record) == "#000000 → class 0 (50.0%), #800000 → class 1 (50.0%)"
+    assert [c["value"] for c in inspect(painted).facts["classes"]] == ["#000000", "#800000"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysegment.classes import ClassMap, colour_code, pixel_codes
+from raysegment.classes import ClassMap, colour_code, label_code, pixel_codes, spelled_codes
 from raysegment.errors import InputError
 
 FILE = """
@@ -152,3 +152,13 @@ def test_a_range_holds_both_its_ends(tmp_path: Path) -> None:
     file.write_text('[[class]]\nname = "no"\nrange = [0, 9]\n[[class]]\nname = "b"\nvalue = 9\n')
     with pytest.raises(InputError, match="value 9 is given twice"):
         ClassMap.load(file)
+
+
+def test_the_codes_of_a_class_are_spelled_for_people() -> None:
+    assert spelled_codes([3]) == "3"
+    assert spelled_codes([255, *range(128), 9]) == "0–127, 255"
+    assert spelled_codes([11, 9, 10, 4, 5, -1]) == "-1, 4, 5, 9–11"
+    red, black = colour_code((128, 0, 0)), colour_code((0, 0, 0))
+    assert spelled_codes([red, 7]) == "7, #800000"
+    assert spelled_codes([red, black], as_colours=True) == "#000000, #800000"
+    assert spelled_codes([label_code("roof")]) == "polygons"

@@ -274,6 +274,9 @@ def test_real_training_sets(shared_data: Path, name: str) -> None:
 def test_long_tables_are_cut_in_the_text_alone() -> None:
     text = as_text({"files": [{"name": f"n{i}", "size": [1, 2]} for i in range(MOST_ROWS + 5)], "none": None})
     assert "and 5 more" in text
+    heads, first = text.splitlines()[1:3]
+    assert heads.split() == ["name", "height,", "width"]
+    assert heads.index("height") == first.index("1, 2")
     assert "none" not in text
 
 

@@ -94,6 +94,8 @@ def test_qupath_annotations_give_classes_their_names(tmp_path: Path) -> None:
     assert facts["problems"] == []
     assert "class 'Tumor' has 32 px in the training masks (a.tif), too few to learn" in facts["notes"][1]
     assert facts["files"][0]["coding"] == "polygons"
+    assert facts["files"][0]["mask"] == "labels Stroma, Tumor"
+    assert [c["value"] for c in facts["classes"]] == [0, "polygons", "polygons"]
 
 
 @_pytest_warning

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from raysegment import console
-from raysegment.classes import ClassMap
+from raysegment.classes import ClassMap, spelled_codes
 from raysegment.console import counted
 from raysegment.errors import RaysegmentError
 from raysegment.geometry import Size
 from raysegment.storage import Location
 from raysegment.threads import READERS, in_order
-from raysegment.training.codes import FileCodes, greys_as_values
+from raysegment.training.codes import FileCodes, codings, greys_as_values
 from raysegment.training.coding import infer, told
 from raysegment.training.dataset import identities
 from raysegment.training.division import DEFAULT_SHARE, divide
@@ -41,14 +41,14 @@ class _Looked:
     mask: FileCodes | None = None
     problems: tuple[str, ...] = ()
 
-    def row(self) -> dict[str, Any]:
+    def row(self, coding: str | None) -> dict[str, Any]:
         return {
             "name": self.name,
             **({} if self.split is None else {"split": self.split}),
             "size": list(self.size) if self.size is not None else None,
             "dtype": self.dtype,
             "channels": self.channels,
-            "coding": self.mask.coding if self.mask is not None else None,
+            "coding": coding,
             "mask": self.mask.held if self.mask is not None else None,
         }
 
@@ -78,6 +78,7 @@ def dataset_facts(root: Location, classes_file: str | None = None) -> dict[str, 
     if doubt is not None:
         problems.append(str(doubt))
     found = None if not masks or doubt is not None else given or infer(masks)
+    names = codings(masks, are_classes=given is not None)
     notes = list(listing.notes)
     if found is not None:
         notes += tagged_notes(found, masks)
@@ -90,14 +91,16 @@ def dataset_facts(root: Location, classes_file: str | None = None) -> dict[str, 
             problems.append(why)
     if not problems and len(pairs) > 1:
         _look_for_leaks(listing, root, problems, notes)
+    each = iter(names)
+    rows = [pair.row(None if pair.mask is None else next(each)) for pair in pairs]
     return {
         "images": sum(pair.image is not None for pair in listing.pairs),
         "masks": sum(pair.mask is not None for pair in listing.pairs),
         "pairs": sum(pair.image is not None and pair.mask is not None for pair in listing.pairs),
         "megapixels": sum(p.size.area for p in pairs if p.size is not None) / 1e6,
-        "coding": _several(Counter(m.coding for m in masks)),
+        "coding": _several(Counter(names)),
         "classes": [] if found is None else _balance(found, masks),
-        "files": [p.row() for p in pairs],
+        "files": rows,
         "notes": notes,
         "problems": problems,
         "suggested_classes_file": [] if doubt is None else list(doubt.classes_file),
@@ -174,13 +177,21 @@ def _balance(found: ClassMap, files: Sequence[FileCodes]) -> list[dict[str, Any]
         {
             "index": i,
             "name": c.name,
-            "value": c.value,
+            "value": _value(found, i),
             "pixels": int(pixels[i]),
             "share": int(pixels[i]) / total if total else 0.0,
             "files": int(holders[i]),
         }
         for i, c in enumerate(found.classes)
     ]
+
+
+def _value(found: ClassMap, index: int) -> int | str:
+    """What means a class in the masks: its value if it has one, else all of them in words."""
+    codes = [code for code, target in found.codes.items() if target == index]
+    as_colours = isinstance(found.classes[index].value, tuple)
+    text = spelled_codes(codes, as_colours=as_colours)
+    return codes[0] if text == str(codes[0]) else text
 
 
 def _several(counts: Counter[str]) -> str | None:

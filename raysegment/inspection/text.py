@@ -9,6 +9,8 @@ from typing import Any
 MOST_ROWS = 20
 #: Lists of lines, and what each line begins with.
 _LISTED = {"problems": "- ", "notes": "- ", "suggested_classes_file": ""}
+#: Names of keys that would leave a reader in doubt.
+_LABELS = {"size": "height, width"}
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
@@ -28,7 +30,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
 
 
 def _label(key: str) -> str:
-    return key.replace("_", " ")
+    return _LABELS.get(key, key.replace("_", " "))
 
 
 def _is_table(value: Any) -> bool:
@@ -38,7 +40,7 @@ def _is_table(value: Any) -> bool:
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = [[_plain(row.get(c), digits=4) for c in columns] for row in rows[:MOST_ROWS]]
-    widths = [max(len(c), *(len(r[i]) for r in shown)) for i, c in enumerate(columns)]
+    widths = [max(len(_label(c)), *(len(r[i]) for r in shown)) for i, c in enumerate(columns)]
     lines = ["  ".join(f"{_label(c):<{w}}" for c, w in zip(columns, widths, strict=True)).rstrip()]
     lines += ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in shown]
     if len(rows) > MOST_ROWS:

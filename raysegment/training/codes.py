@@ -18,6 +18,8 @@ from raysegment.model.spec import Colour
 if TYPE_CHECKING:
     from raysegment.raster import Raster
 
+#: More distinct codes than this are not classes.
+MOST_CLASSES = 64
 _SHOWN = 3
 #: More values than this are anti-aliased grey rather than classes where few pixels lie in the middle.
 _MANY_GREYS = 16
@@ -78,7 +80,10 @@ class FileCodes:
     @property
     def held(self) -> str:
         """ "values 0, 255"."""
-        codes = [written(c) for c in sorted_codes(self.counts)]
+        of_labels = self.kind == "labels"  # where 0 is what no polygon covers
+        codes = [written(c) for c in sorted_codes(self.counts) if not of_labels or c != 0]
+        if of_labels and not codes:
+            return "no polygons"
         nouns: Mapping[str, str] = {"palette": "palette entries", "labels": "labels"}
         noun = nouns.get(self.kind, self.kind)
         many = f"{len(codes)} {noun} from {codes[0]} to {codes[-1]}" if codes else "no data"
@@ -86,6 +91,15 @@ class FileCodes:
 
     def __str__(self) -> str:
         return f"{Path(self.path).name}: {self.held}"
+
+
+def codings(files: Sequence[FileCodes], *, are_classes: bool) -> list[str]:
+    """The coding of each mask as the whole set shows it: numbers that are too many for classes are those of objects, in
+    a mask of few of them, too. `are_classes`: somebody said that they are classes."""
+    names = [file.coding for file in files]
+    if are_classes or len(total(files)) <= MOST_CLASSES or 0 not in total(files):
+        return names
+    return ["numbered objects" if name == "class index" else name for name in names]
 
 
 def kind_of(mask: Raster) -> Kind:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from raysegment.classes import GREATEST
 from raysegment.console import counted
 from raysegment.training.codes import (
+    MOST_CLASSES,
     Code,
     FileCodes,
     entry,
@@ -20,8 +21,6 @@ from raysegment.training.codes import (
 )
 from raysegment.training.tagged import hidden
 
-#: More distinct codes than this are not classes.
-MOST_CLASSES = 64
 #: Values strictly between 0 and 255 that hold less than this share of the pixels are edges, not classes.
 _EDGE_SHARE = 0.05
 #: More values that hold so little are edges even where all of them are dark.

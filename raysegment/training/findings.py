@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from raysegment.classes import spelled_codes
 from raysegment.metrics import Scores
 from raysegment.report.page import count, share
 
 #: Ignored validation pixels below this share go without saying.
 _MUCH_IGNORED = 0.001
+
+
+def coding_text(record: Mapping[str, Any]) -> str:
+    """What the masks were understood to mean: "0 → class 0 (22.0%), 128–255 → class 1 (78.0%)"."""
+    shares = record["data"]["class_shares"].items()
+    return ", ".join(f"{coded(record, i)} → {name} ({part:.1%})" for i, (name, part) in enumerate(shares))
+
+
+def coded(record: Mapping[str, Any], index: int) -> str:
+    """All values or colours that mean a class in the masks."""
+    codes = [int(code) for code, target in record["codes"].items() if target == index]
+    return spelled_codes(
+        codes, as_colours=isinstance(record["spec"]["classes"][index]["value"], (list, tuple))
+    )
 
 
 def findings(

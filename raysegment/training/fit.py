@@ -12,10 +12,11 @@ from raysegment.errors import RaysegmentError, WorkError
 from raysegment.runtime import joined
 from raysegment.storage import Url, location
 from raysegment.storage.objects import before_work, check_writable
+from raysegment.training.findings import coding_text
 from raysegment.training.forms import File
 from raysegment.training.launch import launch
 from raysegment.training.loop import Job
-from raysegment.training.prepare import coding_text, job_of, prepare, request
+from raysegment.training.prepare import job_of, prepare, request
 from raysegment.training.report import write_report
 from raysegment.training.resolution import Resampled
 from raysegment.training.result import TrainResult

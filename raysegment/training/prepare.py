@@ -22,7 +22,7 @@ from raysegment.console import counted
 from raysegment.errors import InputError, UsageError
 from raysegment.hardware import available_cores
 from raysegment.model.architectures import margin, multiple
-from raysegment.model.spec import Class, ModelSpec
+from raysegment.model.spec import ModelSpec
 from raysegment.raster import PixelSize
 from raysegment.runtime.device import traits
 from raysegment.training.balance import ClassIndex, rarer
@@ -158,18 +158,6 @@ def job_of(record: dict[str, Any], asked: Request, run: RunFolder) -> Job:
         run=run,
         index=_index(record, asked, run, classes),
     )
-
-
-def coding_text(record: dict[str, Any]) -> str:
-    """What the masks were understood to mean, for people: "0 → class 0 (22 %), …"."""
-    classes = [Class.model_validate(c) for c in record["spec"]["classes"]]
-    shares = record["data"]["class_shares"].values()
-    parts = []
-    for c, share in zip(classes, shares, strict=True):
-        value = c.value if isinstance(c.value, int) else "#" + "".join(f"{v:02x}" for v in c.value or ())
-        value = "polygons" if c.value is None else value
-        parts.append(f"{value} → {c.name} ({share:.1%})")
-    return ", ".join(parts)
 
 
 def _index(record: dict[str, Any], asked: Request, run: RunFolder, classes: ClassMap) -> ClassIndex | None:

@@ -20,7 +20,7 @@ from raysegment.report.charts import Chart, Line, line_chart
 from raysegment.report.colours import DARK, LIGHT, hexadecimal, legible
 from raysegment.report.page import render, score, spelled, write_page
 from raysegment.report.pictures import WRONG
-from raysegment.training.findings import findings, ignored
+from raysegment.training.findings import coded, findings, ignored
 from raysegment.training.metric import Metric
 from raysegment.training.run import RunFolder
 from raysegment.training.settings import Resolved
@@ -42,7 +42,7 @@ class Row:
     """CSS class of its colour."""
     colour: str
     coded: str
-    """Value or colour in the masks."""
+    """Values or colours in the masks."""
     train_share: float
     val_share: float | None
     score: ClassScore | None
@@ -161,7 +161,7 @@ def _rows(
             name=c.name,
             look=f"k{i}",
             colour=hexadecimal(c.colour),
-            coded=", ".join(_codes(record["codes"], i, c)),
+            coded=coded(record, i),
             train_share=shares[c.name],
             val_share=None if scores is None or not total else scores.classes[c.name].support / total,
             score=None if scores is None else scores.classes[c.name],
@@ -170,13 +170,6 @@ def _rows(
         )
         for i, c in enumerate(classes)
     ]
-
-
-def _codes(codes: Mapping[str, int], index: int, c: Class) -> list[str]:
-    """Values and colours that mean this class in the masks."""
-    if isinstance(c.value, tuple):
-        return [hexadecimal(c.value)]
-    return [code for code, target in codes.items() if target == index] or [str(c.value)]
 
 
 def _charts(
