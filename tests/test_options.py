@@ -868,7 +868,7 @@ def test_a_shard_is_released_once_all_that_it_is_made_of_is_there(data: Any) -> 
         cells_per_block=cells,
         region=region,
     )
-    store = MaskStore(Path("none"), region.size, BYTE, plan.block_edge(0), plan.stride)
+    store = MaskStore(Path("none"), region.size, BYTE, plan.block_edge(0))
     assembly, grid, edge = Assembly(plan, 0, store), plan.grids[0], store.shard
     sizes = store.level_shapes
     order = data.draw(st.randoms(use_true_random=False))

@@ -22,7 +22,6 @@ from ome_zarr_models.v05 import Image as OmeImage
 
 import raysegment as rs
 from raysegment.errors import LockedError, OutputExistsError, UsageError, WorkError
-from raysegment.geometry import Block
 from raysegment.inference.estimate import plan
 from raysegment.inference.job import Job
 from raysegment.inference.record import RecordFile
@@ -205,10 +204,10 @@ def test_a_plan_of_another_version_may_be_overwritten(scene: Path, tmp_path: Pat
         job = Job.open([(scene, tmp_path / "m.zarr")], model, Request(tile=64), None)
         settle(job, job.images, scratch, overwrite=False)
         plan_file = scratch.path / "plan.json"
-        plan_file.write_text(plan_file.read_text().replace('"version": 2', '"version": 99'))
+        plan_file.write_text(plan_file.read_text().replace('"version": 3', '"version": 99'))
         with pytest.raises(OutputExistsError, match="--overwrite"):
             settle(job, job.images, scratch, overwrite=False)
-        assert settle(job, job.images, scratch, overwrite=True)[0].version == 2
+        assert settle(job, job.images, scratch, overwrite=True)[0].version == 3
 
 
 def test_a_failing_block_stops_the_job_and_loses_nothing(tmp_path: Path, ray_cluster: None) -> None:
@@ -228,9 +227,9 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        Scratch(tmp_path / "scratch").count_attempt(0, Block(1, 2))
-    assert caught.value.filename == str(tmp_path / "scratch" / "attempts" / "0_1_2")
-    assert not any((tmp_path / "scratch" / "attempts").iterdir())
+        Scratch(tmp_path / "scratch").limit_batch(3)
+    assert caught.value.filename == str(tmp_path / "scratch" / "batch")
+    assert not any((tmp_path / "scratch").iterdir())
 
 
 def test_a_run_that_is_alive_keeps_others_out(scene: Path, tmp_path: Path) -> None:

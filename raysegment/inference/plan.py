@@ -75,7 +75,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     model: str
     """Digest of weights, network and spec."""
     classes: tuple[Class, ...]

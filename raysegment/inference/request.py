@@ -122,14 +122,18 @@ def least_cells(tile: int, overlap: int) -> int:
 
 
 def choose_cells(request: Request, region: Window, tile: int, overlap: int) -> int:
-    """Cells per block and axis: ``--block`` rounded up to whole cells, or by the size of the region."""
+    """Cells per block and axis: ``--block`` rounded up to whole cells, or by the size of the region.
+
+    The edge of a block is even, for it is a shard's, and two by two pixels make one of the next level.
+    """
     stride = tile - overlap
-    least = least_cells(tile, overlap)
     if request.block != "auto":
-        return max(least, -(-request.block // stride))
-    low, high = BLOCK_EDGES
-    wanted = min(max(region.area**0.5 / 4, low), high)
-    return max(least, round(wanted / stride))
+        cells = -(-request.block // stride)
+    else:
+        low, high = BLOCK_EDGES
+        cells = round(min(max(region.area**0.5 / 4, low), high) / stride)
+    cells = max(least_cells(tile, overlap), cells)
+    return cells + cells * stride % 2
 
 
 def choose_region(request: Request, stored: Raster, view: Raster) -> Window:

@@ -125,7 +125,8 @@ def _fitted(plan: Plan, todo: Sequence[Image], measured: Measured, max_memory: i
     if max_memory is None:
         return plan
     itemsize = max(image.view.dtype.itemsize for image in todo)
-    cells = range(max(i.cells_per_block for i in plan.images), least_cells(plan.tile, plan.overlap) - 1, -1)
+    most, least = max(i.cells_per_block for i in plan.images), least_cells(plan.tile, plan.overlap)
+    cells = [n for n in range(most, least - 1, -1) if n * plan.stride % 2 == 0]
     need = 0
     for smaller in (_made_small(plan, n, frugal) for frugal in (False, True) for n in cells):
         need = smaller.worker_bytes(itemsize, measured.activations, measured.weights)

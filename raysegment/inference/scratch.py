@@ -13,6 +13,8 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import imagecodecs
+import numpy as np
 from pydantic import ValidationError
 
 from raysegment.errors import LockedError, OutputExistsError, UsageError
@@ -24,12 +26,13 @@ from raysegment.storage.lease import hold
 from raysegment.storage.objects import check_writable, entries, put, remove
 
 if TYPE_CHECKING:
+    from raysegment.inference.assembly import Shard
     from raysegment.inference.foreground import Foreground
 
 #: A block that took its worker down this often is given up.
 MAX_ATTEMPTS = 3
 _FILES = ("plan.json", "batch")
-_FOLDERS = ("records", "attempts", "foreground", "copies")
+_FOLDERS = ("records", "halves", "attempts", "foreground", "copies")
 
 
 class Scratch:
@@ -80,6 +83,18 @@ class Scratch:
     def forget_image(self, image: int) -> None:
         """The image's mask is finished: its records are of no more use."""
         self._forget(f"records/{image}")
+        self._forget(f"halves/{image}")
+
+    # ── halves ──────────────────────────────────────────────────────────────────
+
+    def save_half(self, shard: Shard, labels: np.ndarray) -> None:
+        """What the level after is made of; not for a resume, which makes it anew."""
+        packed = bytes(imagecodecs.zstd_encode(labels.tobytes(), level=1))
+        put(self.path / _half_name(shard), packed, survives=False)
+
+    def load_half(self, shard: Shard, dtype: np.dtype) -> np.ndarray:
+        """The same, flat."""
+        return np.frombuffer(imagecodecs.zstd_decode((self.path / _half_name(shard)).read_bytes()), dtype)
 
     # ── what workers need besides ────────────────────────────────────────────────
 
@@ -111,7 +126,7 @@ class Scratch:
         """Note that a worker takes the block in hand; the answer is how often that has happened in this run."""
         name = f"attempts/{image}_{block.row}_{block.col}"
         attempts = 1 + int(self._text(name) or 0)
-        self._put(name, str(attempts).encode())
+        put(self.path / name, str(attempts).encode(), survives=False)  # a power failure is not the block's fault
         return attempts
 
     def forget_attempts(self) -> None:
@@ -199,3 +214,7 @@ class Scratch:
 
 def _record_name(image: int, block: Block) -> str:
     return f"records/{image}/{block.row}_{block.col}.safetensors"
+
+
+def _half_name(shard: Shard) -> str:
+    return f"halves/{shard.image}/{shard.level}_{shard.row}_{shard.col}.zst"

@@ -145,7 +145,6 @@ def _largest_error(plan: Plan, index: int, field: _Field) -> tuple[float, int]:
             trial.label_dtype,
             2,
             trial.block_edge(0),
-            trial.stride,
             (),
         )
         outputs.create()

@@ -17,9 +17,9 @@ from raysegment.storage.objects import zarr_store
 class FieldStore:
     """A uint8 field (y, x), or (c, y, x) with `channels`, that is being written; `shard`: the edge of a shard."""
 
-    def __init__(self, path: Location, shape: Size, channels: int | None, shard: int, stride: int) -> None:
+    def __init__(self, path: Location, shape: Size, channels: int | None, shard: int) -> None:
         self.path, self.shape, self.channels = path, shape, channels
-        self.shard, self.chunk = shard, chunk_edge(stride, shard // stride)
+        self.shard, self.chunk = shard, chunk_edge(shard)
 
     def create(self) -> None:
         """Make the array, empty (= 0)."""

@@ -35,16 +35,13 @@ class Outputs:
         dtype: np.dtype,
         classes: int,
         shard: int,
-        stride: int,
         sides: tuple[str, ...],
     ) -> Outputs:
         fields = {
-            name: FieldStore(
-                side_path(out, name), shape, classes if name == "probabilities" else None, shard, stride
-            )
+            name: FieldStore(side_path(out, name), shape, classes if name == "probabilities" else None, shard)
             for name in sides
         }
-        return cls(MaskStore(out, shape, dtype, shard, stride), fields)
+        return cls(MaskStore(out, shape, dtype, shard), fields)
 
     def create(self) -> None:
         """Make every array, empty."""

@@ -25,7 +25,7 @@ from raysegment.storage.objects import remove, zarr_store
 
 #: The smallest level of the pyramid is not larger than this.
 TOP_LEVEL_PX = 1024
-CHUNK_PX = 512
+CHUNK_PX = 1024
 _OME_UNITS = {"um": "micrometer", "m": "meter"}
 
 
@@ -62,10 +62,9 @@ class MaskHeader:
 class MaskStore:
     """An OME-Zarr mask that is being written. `shard` is the edge of a shard: one writer each."""
 
-    def __init__(self, path: Location, shape: Size, dtype: np.dtype, shard: int, stride: int) -> None:
+    def __init__(self, path: Location, shape: Size, dtype: np.dtype, shard: int) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
-        self.shard = shard
-        self.chunk = chunk_edge(stride, shard // stride)
+        self.shard, self.chunk = shard, chunk_edge(shard)
 
     @property
     def level_shapes(self) -> list[Size]:
@@ -117,14 +116,6 @@ class MaskStore:
         if (labels != np.iinfo(self.dtype).max).any():
             write_whole(self.path / str(level), window, labels)
 
-    def reduce(self, level: int, window: Window) -> None:
-        """Make one shard of `level` from the level above it, by the most frequent of 2 × 2 pixels."""
-        height, width = self.level_shapes[level - 1]
-        above = Window.between(
-            2 * window.y, 2 * window.x, min(2 * window.bottom, height), min(2 * window.right, width)
-        )
-        self.write(level, window, mode_2x2(self.read(level - 1, above)))
-
     def finish(self, header: MaskHeader) -> None:
         """Write the root metadata: from now on there is a mask."""
         sweep(self.path)
@@ -151,10 +142,10 @@ def write_whole(array: Location, window: Window, values: np.ndarray) -> None:
         zarr.open_array(zarr_store(array), mode="r+")[..., *window.slices()] = values
 
 
-def chunk_edge(stride: int, cells: int) -> int:
-    """The edge of a chunk: whole cells that divide a shard of `cells` cells, as near to CHUNK_PX as they come."""
-    divisors = [d for d in range(1, cells + 1) if cells % d == 0]
-    return stride * min(divisors, key=lambda d: abs(np.log(stride * d / CHUNK_PX)))
+def chunk_edge(shard: int) -> int:
+    """The edge of a chunk: one that divides a shard's, as near to CHUNK_PX as they come."""
+    divisors = [d for d in range(1, shard + 1) if shard % d == 0]
+    return min(divisors, key=lambda d: abs(np.log(d / CHUNK_PX)))
 
 
 def mode_2x2(labels: np.ndarray) -> np.ndarray:

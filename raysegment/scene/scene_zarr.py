@@ -11,7 +11,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from raysegment.geometry import Size, Window
-from raysegment.mask.store import MaskHeader, MaskStore
+from raysegment.mask.store import MaskHeader, MaskStore, mode_2x2
 from raysegment.scene import place
 from raysegment.scene.landscape import TILE_PX, Landscape
 from raysegment.scene.materials import CLASSES
@@ -26,22 +26,46 @@ _BANDS = 3
 
 def write_zarrs(scene: Landscape, size: int, image: Path, mask: Path, progress: Progress) -> None:
     """Write both stores; `progress` advances by the megapixels made."""
-    labels = MaskStore(mask, Size(size, size), np.dtype(np.uint8), _SHARD_PX, TILE_PX)
-    labels.create()
-    arrays = [_create(image, level, shape) for level, shape in enumerate(labels.level_shapes)]
-    counts = np.zeros(len(CLASSES), np.int64)
-    for window in labels.shards(0):
-        pixels, classes = _shard(scene, window)
-        progress.advance(window.area / 1e6)
-        arrays[0][(slice(None), *window.slices())] = pixels
-        labels.write(0, window, classes)
-        counts += np.bincount(classes.ravel(), minlength=len(CLASSES))
-    for level in range(1, len(arrays)):
-        for window in labels.shards(level):
-            arrays[level][(slice(None), *window.slices())] = _halved(arrays[level - 1], window)
-            labels.reduce(level, window)
-    labels.finish(_header(mask, scene.seed, size, counts))
-    zarr.create_group(image, attributes=_image_attributes(image.stem, labels.level_shapes))
+    writer = _Writer(scene, size, image, mask, progress)
+    writer.write(len(writer.arrays) - 1, 0, 0)
+    writer.labels.finish(_header(mask, scene.seed, size, writer.counts))
+    zarr.create_group(image, attributes=_image_attributes(image.stem, writer.labels.level_shapes))
+
+
+class _Writer:
+    """Goes down from the top of the pyramid, which is one shard: so a few shards of each level are held, never one."""
+
+    def __init__(self, scene: Landscape, size: int, image: Path, mask: Path, progress: Progress) -> None:
+        self.scene, self.progress = scene, progress
+        self.labels = MaskStore(mask, Size(size, size), np.dtype(np.uint8), _SHARD_PX)
+        self.labels.create()
+        self.arrays = [_create(image, level, shape) for level, shape in enumerate(self.labels.level_shapes)]
+        self.counts = np.zeros(len(CLASSES), np.int64)
+
+    def write(self, level: int, row: int, col: int) -> tuple[np.ndarray, np.ndarray]:
+        """Write a shard of a level and all below it; its pixels (3, h, w) and classes (h, w) at half their size."""
+        height, width = self.labels.level_shapes[level]
+        y, x = row * _SHARD_PX, col * _SHARD_PX
+        window = Window.between(y, x, min(y + _SHARD_PX, height), min(x + _SHARD_PX, width))
+        pixels, classes = self._made(window) if level == 0 else self._joined(level, window)
+        self.arrays[level][(slice(None), *window.slices())] = pixels
+        self.labels.write(level, window, classes)
+        return _mean_2x2(pixels), mode_2x2(classes)
+
+    def _made(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        pixels, classes = _shard(self.scene, window)
+        self.progress.advance(window.area / 1e6)
+        self.counts += np.bincount(classes.ravel(), minlength=len(CLASSES))
+        return pixels, classes
+
+    def _joined(self, level: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        pixels, classes = np.empty((_BANDS, *window.size), np.uint8), np.empty(window.size, np.uint8)
+        edge = _SHARD_PX // 2
+        for y in range(window.y, window.bottom, edge):
+            for x in range(window.x, window.right, edge):
+                at = Window(y=y, x=x, height=edge, width=edge).intersect(window).slices(window)
+                pixels[(slice(None), *at)], classes[at] = self.write(level - 1, y // edge, x // edge)
+        return pixels, classes
 
 
 def _create(path: Path, level: int, shape: Size) -> Any:
@@ -76,23 +100,12 @@ def _tiles(window: Window) -> Iterator[tuple[int, int]]:
             yield row, column
 
 
-def _halved(above: Any, window: Window) -> np.ndarray:
-    """The window of a level from the level above it, by the mean of 2 × 2 pixels; an odd last row counts twice."""
-    _, height, width = above.shape
-    out = np.empty((_BANDS, window.height, window.width), np.uint8)
-    for row in range(0, window.height, TILE_PX):
-        stop = min(row + TILE_PX, window.height)
-        wide = Window.between(
-            2 * (window.y + row),
-            2 * window.x,
-            min(2 * (window.y + stop), height),
-            min(2 * window.right, width),
-        )
-        pixels = np.asarray(above[(slice(None), *wide.slices())])
-        padded = np.pad(pixels, ((0, 0), (0, wide.height % 2), (0, wide.width % 2)), mode="edge")
-        quads = padded.reshape(_BANDS, padded.shape[1] // 2, 2, padded.shape[2] // 2, 2)
-        out[:, row:stop] = (quads.sum(axis=(2, 4), dtype=np.uint16) + 2) // 4
-    return out
+def _mean_2x2(pixels: np.ndarray) -> np.ndarray:
+    """The mean of each 2 × 2 pixels, (3, h, w) → (3, ⌈h/2⌉, ⌈w/2⌉); an odd last row or column counts twice."""
+    _, height, width = pixels.shape
+    padded = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge").astype(np.uint16)
+    rows = padded[:, ::2] + padded[:, 1::2]
+    return ((rows[:, :, ::2] + rows[:, :, 1::2] + 2) // 4).astype(np.uint8)
 
 
 def _header(path: Path, seed: int, size: int, counts: np.ndarray) -> MaskHeader:

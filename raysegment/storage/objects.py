@@ -57,12 +57,15 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, StorageError) or isinstance(error.__cause__, StorageError)
 
 
-def put(place: Location, data: bytes) -> None:
-    """Write a whole file, replacing what is there. Raises OSError naming the file, StorageError."""
+def put(place: Location, data: bytes, *, survives: bool = True) -> None:
+    """Write a whole file, replacing what is there. Raises OSError naming the file, StorageError.
+
+    On a disk it is there after a power failure, too, unless it need not be: that takes milliseconds.
+    """
     if isinstance(place, Url):
         remote(place).call("write", place, lambda fs, path: fs.pipe_file(path, data))
         return
-    with _written_aside(place, data) as temp:
+    with _written_aside(place, data, survives) as temp:
         os.replace(temp, place)
 
 
@@ -71,7 +74,7 @@ def put_new(place: Location, data: bytes) -> bool:
     try:
         if isinstance(place, Url):
             return remote(place).call("write", place, lambda fs, path: _created(fs, path, data))
-        with _written_aside(place, data) as temp:
+        with _written_aside(place, data, survives=True) as temp:
             os.link(temp, place)
     except FileExistsError:
         return False
@@ -93,15 +96,16 @@ def _created(fs: Any, path: str, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _written_aside(place: Path, data: bytes) -> Iterator[Path]:
-    """A file beside `place` with all of `data` on the disk; gone at the end."""
+def _written_aside(place: Path, data: bytes, survives: bool) -> Iterator[Path]:
+    """A file beside `place` with all of `data`, on the disk if it is to survive a power failure; gone at the end."""
     place.parent.mkdir(parents=True, exist_ok=True)
     temp = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         with open(temp, "wb") as f:
             f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
+            if survives:
+                f.flush()
+                os.fsync(f.fileno())
         yield temp
     except OSError as e:
         if e.filename is None:  # a full disk does not say which
