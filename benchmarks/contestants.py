@@ -72,6 +72,29 @@ def monai(task: Task) -> None:
         task.finish(p[0])
 
 
+def monai_default(task: Task) -> None:
+    """The call of MONAI's tutorials: four tiles at once, a quarter of overlap, equal weights, the network as it is."""
+    import torch
+    from models import open_network
+    from monai.inferers import sliding_window_inference
+
+    from raysegment.model.model import probabilities
+
+    model = open_network(task.network)
+    network = model.module.to(task.device)
+    task.reached("ready")
+    spec = model.spec
+    image = (
+        torch.from_numpy(task.read()).permute(2, 0, 1)[None].float() * spec.scale
+        - torch.tensor(spec.mean).view(1, -1, 1, 1)
+    ) / torch.tensor(spec.std).view(1, -1, 1, 1)
+    with torch.no_grad():
+        answer = sliding_window_inference(
+            image, (spec.tile, spec.tile), 4, network, sw_device=task.device, device="cpu"
+        )
+        task.finish(probabilities(answer, spec.activation)[0])
+
+
 def monai_zarr(task: Task) -> None:
     """MONAI's PatchInferer, plain averages: the image in memory as stored, the sums in Zarr on disk.
 
@@ -230,7 +253,7 @@ def _raysegment_probabilities(task: Task) -> np.ndarray:
     return probabilities(summed(model, plan, image))
 
 
-PROGRAMS = {f.__name__: f for f in (raysegment, monai, monai_zarr, toolbelt, bare, folded)}
+PROGRAMS = {f.__name__: f for f in (raysegment, monai, monai_default, monai_zarr, toolbelt, bare, folded)}
 
 
 def main() -> None:

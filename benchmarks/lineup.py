@@ -25,6 +25,8 @@ class Contestant:
     has_mask: bool = True
     teams: Literal["processes", "threads", "both"] = "threads"
     """How it may be spread over the cores."""
+    as_it_comes: bool = False
+    """Whether it is called with its own defaults instead of what is the same for all; with the U-Net alone."""
 
     def needs_bytes(self, size: int, classes: int) -> int:
         """Estimated memory for an image of `size` × `size` px."""
@@ -42,6 +44,11 @@ LINEUP = {
     # the image 3 as stored; float sums 4 a class; weights 4
     "toolbelt": Contestant(
         "pytorch-toolbelt ImageSlicer + TileMerger", "pytorch-toolbelt", lambda classes: 7 + 4 * classes
+    ),
+    "raysegment_auto": Contestant("raysegment, every auto", None, teams="processes", as_it_comes=True),
+    # as above; the image once as stored and once as float
+    "monai_default": Contestant(
+        "MONAI as its tutorials call it", "monai", lambda classes: 17 + 4 * classes, as_it_comes=True
     ),
     "bare": Contestant("bare loop: the network alone", None, lambda classes: 3, has_mask=False, teams="both"),
     "folded": Contestant(
@@ -77,6 +84,10 @@ class Settings:
 def cases(program: str, network: str, size: int, cores: int, device: str) -> Iterator[Case]:
     """The teams in which a contestant is tried: one thread, as many as there are cores, or as many processes."""
     teams = LINEUP[program].teams
+    if LINEUP[program].as_it_comes:
+        if network != "constant":
+            yield Case(program, network, size, *((1, cores) if teams == "processes" else (cores, 1)))
+        return
     if device == "cuda":
         yield Case(program, network, size, threads=cores, processes=1)
         return
@@ -92,6 +103,20 @@ def command(
     case: Case, settings: Settings, source: Path, network: str, out: Path, *, error_only: bool = False
 ) -> list[str]:
     """How a case is started. `network`: "constant" or the path of a model file."""
+    if case.program == "raysegment_auto":
+        words = [
+            sys.executable,
+            "-m",
+            "raysegment",
+            "infer",
+            source,
+            "--model",
+            network,
+            "--json",
+            "--out",
+            out,
+        ]
+        return [str(w) for w in [*words, "--device", settings.device]]
     shared = ["--tile", settings.tile, "--overlap", settings.overlap, "--device", settings.device]
     shared += ["--precision", settings.precision, "--out", out]
     if case.program == "raysegment" and network != "constant":

@@ -22,11 +22,11 @@ def best_team(book: Entry, network: str, size: int, program: str) -> list[Entry]
     return max(finished, key=lambda runs: median_of(runs, "megapixels_per_s"))
 
 
-def ratios(book: Entry, runs: list[Entry]) -> tuple[float, float]:
-    """Medians of the times over raysegment's in the same round: of the whole command, and of a pixel after start-up."""
+def ratios(book: Entry, runs: list[Entry], to: str = "raysegment") -> tuple[float, float]:
+    """Medians of the times over those of `to` in the same round: whole commands, and a pixel after start-up."""
     ours = {
         run["round"]: run
-        for run in best_team(book, runs[0]["network"], runs[0]["size"], "raysegment")
+        for run in best_team(book, runs[0]["network"], runs[0]["size"], to)
         if run["exit_code"] == 0
     }
     pairs = [(run, ours[run["round"]]) for run in runs if run["round"] in ours]
