@@ -40,6 +40,7 @@ class Task:
     steps: int
     """Of one epoch."""
     epochs: int
+    norm: str
     lr: float
     threads: int
     """Of one process."""
@@ -55,7 +56,7 @@ class Task:
             "out_channels": 1,
             "base_width": 16,
             "depth": 4,
-            "norm": "batch",
+            "norm": self.norm,
         }
         return build(arch).to(memory_format=torch.channels_last)
 
@@ -148,7 +149,7 @@ def _job(task: Task) -> Any:
 
     settings = Settings(
         epochs=task.epochs, steps_per_epoch=task.steps, batch_size=task.batch, tile=task.tile, lr=task.lr,
-        schedule="constant", warmup=0, loss="bce+dice", precision="fp32", ema=False, clip_grad=0,
+        schedule="constant", warmup=0, loss="bce+dice", norm=task.norm, precision="fp32", ema=False, clip_grad=0,
     )  # fmt: skip
     asked = request(settings, task.data, str(task.data.with_name("few")), None)
     run = RunFolder(task.work / "run")
@@ -274,6 +275,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     for name in ("tile", "batch", "steps", "epochs", "threads", "processes"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--norm", required=True)
     parser.add_argument("--lr", type=float, required=True)
     options = vars(parser.parse_args())
     trainer = TRAINERS[options.pop("trainer")]

@@ -30,6 +30,7 @@ from raysegment import console
 from raysegment.hardware import available_cores
 
 VERSIONS = ("raysegment", "torch", "ray", "numpy", "monai")
+TRAINERS = ("raysegment", "loop", "apart", "pytorch", "monai")
 Entry = dict[str, Any]
 
 
@@ -50,6 +51,8 @@ class Settings:
     batch: int
     steps: int
     epochs: int
+    norm: str
+    """"batch", whose statistics cross the workers in every layer, or "group", which knows one window."""
     lr: float = 1e-3
 
 
@@ -65,7 +68,7 @@ def cases(cores: int) -> list[Case]:
 def main() -> None:
     args = arguments()
     console.configure("human")
-    settings = Settings(args.tile, args.batch, args.steps, args.epochs)
+    settings = Settings(args.tile, args.batch, args.steps, args.epochs, args.norm)
     args.cache.mkdir(parents=True, exist_ok=True)
     data = training_set(args.cache)
     about = machine.about(shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]]), VERSIONS)
@@ -78,7 +81,7 @@ def main() -> None:
         },
         "runs": [],
     }
-    entered = cases(args.cores)
+    entered = [case for case in cases(args.cores) if case.trainer in args.trainers]
     for number in range(args.repeats):
         turn = number % len(entered)
         for case in entered[turn:] + entered[:turn]:
@@ -122,6 +125,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of an epoch; default: 15, quick: 3")
     parser.add_argument("--epochs", type=int, help="the first is not counted; default: 3, quick: 2")
     parser.add_argument("--repeats", type=int, help="rounds; default: 5, quick: 1")
+    parser.add_argument("--norm", choices=("batch", "group"), default="batch")
+    parser.add_argument(
+        "--trainers", type=lambda text: text.split(","), default=list(TRAINERS), help=",".join(TRAINERS)
+    )
     parser.add_argument("--cores", type=int, default=available_cores(), help="all trainers are kept on these")
     parser.add_argument("--limit-s", type=float, default=1200, help="a run that takes longer is stopped")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "raysegment-benchmarks")
@@ -132,6 +139,10 @@ def arguments() -> argparse.Namespace:
             setattr(args, name, quick if args.quick else whole)
     if args.epochs < 2:
         parser.error(f"--epochs {args.epochs}: the first is not counted: give 2 or more")
+    if "raysegment" not in args.trainers or set(args.trainers) - set(TRAINERS):
+        parser.error(
+            f"--trainers {','.join(args.trainers)}: some of {','.join(TRAINERS)}, the first among them"
+        )
     args.cache = args.cache.absolute()
     return args
 

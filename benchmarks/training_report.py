@@ -28,7 +28,10 @@ _QUIET_CORES = 0.1
 
 
 def stem(book: Entry) -> str:
-    return "training" + ("-quick" if book["about"]["quick"] else "")
+    """Of the files' names: one norm's report does not replace the other's, nor a quick one the whole."""
+    about = book["about"]
+    norm = about["settings"]["norm"]
+    return "training" + (f"-{norm}" if norm != "batch" else "") + ("-quick" if about["quick"] else "")
 
 
 def write(book: Entry, folder: Path) -> None:
@@ -61,9 +64,9 @@ def _page(book: Entry, image: str) -> str:
         f"{about['processor']}, {about['cores']} cores, {about['memory_bytes'] / GB:.1f} GB, {about['system']}. "
         f"{', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
         "",
-        f"U-Net of base width 16 and depth 4 with batch norm, fp32, channels_last; windows of {settings['tile']} px, "
-        f"{settings['batch']} a step for all processes together; {settings['epochs']} epochs of {settings['steps']} "
-        f"steps, the first not counted. "
+        f"U-Net of base width 16 and depth 4 with {settings['norm']} norm, fp32, channels_last; windows of "
+        f"{settings['tile']} px, {settings['batch']} a step for all processes together; "
+        f"{settings['epochs']} epochs of {settings['steps']} steps, the first not counted. "
         + (
             f"Other work kept more than {_QUIET_CORES} cores busy beside {disturbed} of {len(book['runs'])} runs."
             if disturbed
