@@ -12,7 +12,9 @@ Entry = dict[str, Any]
 GB = 1e9
 _COLOURS = {
     "raysegment": "#d55e00",
+    "raysegment_auto": "#e69f00",
     "monai": "#0072b2",
+    "monai_default": "#332288",
     "monai_zarr": "#56b4e9",
     "toolbelt": "#009e73",
     "bare": "#777777",
