@@ -32,7 +32,7 @@ def draw(book: Entry, path: Path) -> None:
 
     networks = list(dict.fromkeys(run["network"] for run in book["runs"]))
     sizes = {network: _sizes(book, network) for network in networks}
-    heights = [0.8 + _BAR_IN * (len(LINEUP) + 1) * len(sizes[network]) for network in networks]
+    heights = [0.8 + _BAR_IN * (len(_entered(book, n)) + 1) * len(sizes[n]) for n in networks]
     figure, axes = pyplot.subplots(
         len(networks),
         2,
@@ -58,7 +58,7 @@ def _panel(axis: Any, book: Entry, network: str, key: str, unit: float) -> None:
     """Bars: one group per image size, one bar per contestant."""
     place, places, names = 0.0, [], []
     for size in _sizes(book, network):
-        for program, contestant in LINEUP.items():
+        for program in _entered(book, network):
             runs = [run for run in rounds.best_team(book, network, size, program) if run["exit_code"] == 0]
             unrun = rounds.left_out(book, network, size, program)
             if runs:
@@ -73,7 +73,7 @@ def _panel(axis: Any, book: Entry, network: str, key: str, unit: float) -> None:
                 place += 1
                 continue
             places.append(place)
-            names.append(f"{size}²  {contestant.title.split(':')[0]}")
+            names.append(f"{size}²  {LINEUP[program].title.split(':')[0]}")
             place += 1
         place += 0.7
     axis.set_yticks(places, names, fontsize=7)
@@ -84,3 +84,9 @@ def _panel(axis: Any, book: Entry, network: str, key: str, unit: float) -> None:
 
 def _sizes(book: Entry, network: str) -> list[int]:
     return list(dict.fromkeys(run["size"] for run in book["runs"] if run["network"] == network))
+
+
+def _entered(book: Entry, network: str) -> list[str]:
+    """The contestants that were measured with a network, or were to be."""
+    there = {entry["program"] for entry in (*book["runs"], *book["left_out"]) if entry["network"] == network}
+    return [program for program in LINEUP if program in there]
