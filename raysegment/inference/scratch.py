@@ -126,7 +126,8 @@ class Scratch:
         """Note that a worker takes the block in hand; the answer is how often that has happened in this run."""
         name = f"attempts/{image}_{block.row}_{block.col}"
         attempts = 1 + int(self._text(name) or 0)
-        put(self.path / name, str(attempts).encode(), survives=False)  # a power failure is not the block's fault
+        # a power failure is not the block's fault
+        put(self.path / name, str(attempts).encode(), survives=False)
         return attempts
 
     def forget_attempts(self) -> None:
