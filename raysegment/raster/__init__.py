@@ -7,8 +7,8 @@ are there), picture.py; beside.py is for what files beside an image say in its p
 what can be read of a damaged image, glass.py finds the bare glass of a slide, stored.py is which chunks a file holds.
 What they share: segment_cache.py (what stays decoded), axes.py (which axis is which), validity.py (where there is
 data), crs.py (how coordinate systems are told), identity.py (a digest of the content), window.py (the check before
-a read). Any of them at another
-resolution: resolution.py chooses it, sampling.py is the view, resample.py its arithmetic.
+a read). Any of them at another resolution: resolution.py chooses it, sampling.py is the view, resample.py its
+arithmetic.
 """
 
 from raysegment.raster.open import open_raster
