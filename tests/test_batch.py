@@ -188,6 +188,25 @@ def test_a_bad_image_is_set_aside_and_the_rest_finish(job: Job) -> None:
     assert job.counts() == (1, 4, 0)
 
 
+def test_a_link_to_nothing_is_set_aside_and_what_just_went_away_is_not_there(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.image(5).symlink_to(job.folder / "moved.tif")
+    result = job.run()
+    assert (result.done, result.failed, result.exit_code) == (5, 1, 3)
+    assert job.counts() == (0, 6, 0)
+
+    listed = [str(job.image(i)) for i in range(5)]
+    job.image(2).unlink()
+    monkeypatch.setattr("raysegment.nightly.discovery.glob.glob", lambda *_, **__: listed)
+    assert {Path(f.source).name for f in discover(load_job(job.file))} == {
+        "s0.tif",
+        "s1.tif",
+        "s3.tif",
+        "s4.tif",
+    }
+
+
 def test_a_single_image_that_cannot_be_measured_is_set_aside(job: Job) -> None:
     for i in range(1, 5):
         job.image(i).unlink()
@@ -384,7 +403,8 @@ def test_only_what_is_new(job: Job) -> None:
 
 
 def test_a_folder_and_a_file_are_patterns_too(job: Job) -> None:
-    (job.folder / "scenes/day0/notes.txt").write_text("no image")
+    for stray in ("notes.txt", "._s0.tif"):
+        (job.folder / "scenes/day0" / stray).write_text("no image")
     text = job.file.read_text()
     job.file.write_text(text.replace("scenes/**/*.tif", "scenes/day0"))
     assert [Path(f.source).name for f in discover(load_job(job.file))] == ["s0.tif", "s2.tif", "s4.tif"]

@@ -51,6 +51,8 @@ def test_pairs_are_sorted_and_sidecars_left_out(tmp_path: Path) -> None:
          r"images/b.tif is 8 × 8 px, its mask .*masks/b.tif 6 × 6"),
         (lambda root: tifffile.imwrite(root / "images" / "a.tiff", _square()), "a.tif and a.tiff: one file per stem"),
         (lambda root: [p.unlink() for p in root.glob("*/*")], "holds no images"),
+        (lambda root: (root / "images" / "a.tif").rename(root / "a.tif") and
+         (root / "images" / "a.tif").symlink_to("nowhere.tif"), "images/a.tif does not exist"),
     ],
 )  # fmt: skip
 def test_what_does_not_pair_up_is_named(tmp_path: Path, spoil: object, message: str) -> None:

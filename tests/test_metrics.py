@@ -48,6 +48,10 @@ def test_scores_equal_set_arithmetic(pair: tuple[np.ndarray, np.ndarray, int]) -
         assert scores.accuracy == pytest.approx((truth == prediction)[valid].mean())
         best = max((truth == c)[valid].mean() for c in range(classes))
         assert scores.constant_accuracy == pytest.approx(best)
+        commonest = max(range(classes), key=lambda c: (truth == c)[valid].sum())
+        constant = Scores.of(confusion(truth, np.full_like(truth, commonest), classes), list(scores.classes))
+        assert scores.beats_constant == (scores.mean_iou > constant.mean_iou + 1e-12)
+        assert not constant.beats_constant
 
 
 @given(_pair(), st.integers(0, 9))
@@ -79,6 +83,12 @@ def test_a_class_predicted_but_never_true_counts_against_the_mean() -> None:
     assert (
         Scores.of(np.array([[4, 0], [0, 0]]), ["a", "b"], np.array([0, 3])).absent == set()
     )  # missed, not absent
+
+
+def test_a_rare_class_found_is_more_than_none_found() -> None:
+    found = Scores.of(np.array([[960, 30], [0, 10]]), ["ground", "well"])
+    assert found.accuracy < found.constant_accuracy
+    assert found.beats_constant
 
 
 def test_json_is_plain() -> None:

@@ -116,6 +116,13 @@ class Scores:
         )
 
     @property
+    def beats_constant(self) -> bool:
+        """Whether the mean IoU is above that of the commonest class everywhere. (Not the accuracy: where a class is
+        rare, or membranes are drawn wide to close them, a useful answer has less of that than a constant one.)"""
+        supports = [score.support for score in self.classes.values() if score.support]
+        return bool(supports) and self.mean_iou > self.constant_accuracy / len(supports)
+
+    @property
     def absent(self) -> frozenset[str]:
         """Classes that occur in neither truth nor prediction: their scores are 0 and say nothing."""
         predicted = zip(self.classes, zip(*self.confusion, strict=True), strict=True)

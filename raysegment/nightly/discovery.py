@@ -113,15 +113,23 @@ def _matches(pattern: str) -> Iterator[Found]:
     if has_magic(pattern):
         names = glob.glob(str(place), recursive=True)
     elif place.is_dir() and not _is_zarr(place):
-        names = [str(p) for p in place.iterdir() if p.suffix.lower() in SUFFIXES]
+        names = [
+            str(p) for p in place.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+        ]
     else:
         names, fixed = [str(place)], str(place.parent)
     for name in names:
-        if not os.path.isdir(name) or _is_zarr(Path(name)):
+        if os.path.isdir(name) and not _is_zarr(Path(name)):
+            continue
+        try:
             yield _local(name, fixed)
+        except FileNotFoundError:
+            if os.path.islink(name):  # to nothing, which is for whoever opens it to say
+                yield Found(name, fixed, size=0, tag=os.readlink(name), modified=None)
 
 
 def _local(name: str, fixed: str) -> Found:
+    """Raises FileNotFoundError where it went away since it was listed, as files do that are being moved in."""
     path = Path(name)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files]

@@ -157,7 +157,8 @@ def _tag(info: dict[str, Any]) -> str:
 
 
 def children(folder: Location) -> dict[str, bool]:
-    """What lies in a folder, by name, sorted: whether it is a folder itself. Raises OSError, StorageError.
+    """What lies in a folder, by name, sorted: whether it is a folder itself. A link to nothing counts as a file, for
+    whoever opens it to say so. Raises OSError, StorageError.
 
     At a URL by one listing, where asking for each would be a request each.
     """
@@ -166,7 +167,9 @@ def children(folder: Location) -> dict[str, bool]:
         own = remote(folder).path(folder).strip("/")  # some tools write an empty object in place of a folder
         held = {str(info["name"]).strip("/"): info["type"] == "directory" for info in listed}
         return {posixpath.basename(name): held[name] for name in sorted(held) if name != own}
-    return {p.name: p.is_dir() for p in sorted(folder.iterdir()) if p.is_dir() or p.is_file()}
+    return {
+        p.name: p.is_dir() for p in sorted(folder.iterdir()) if p.is_dir() or p.is_file() or p.is_symlink()
+    }
 
 
 def glob(pattern: str | os.PathLike[str]) -> list[str]:

@@ -50,7 +50,7 @@ def findings(
 
 
 def _about_scores(data: Mapping[str, Any], scores: Scores) -> Iterator[str]:
-    if scores.accuracy <= scores.constant_accuracy:
+    if not scores.beats_constant:
         yield "The model is no better than a constant answer: train longer, or look at the validation images."
     for name, score in scores.classes.items():
         if score.support == 0:

@@ -152,7 +152,7 @@ def train(
                 f"ended after epoch {result.epochs}: no better {job.settings.metric} "
                 f"in {counted(early_stop or 0, 'epoch')}"
             )
-        if result.metrics.accuracy <= result.metrics.constant_accuracy:
+        if not result.metrics.beats_constant:
             console.warn(
                 "the model is no better than a constant answer: train longer, or look at the validation images"
             )
