@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -22,11 +24,11 @@ from typer.testing import CliRunner
 
 from raysegment.cli import remote
 from raysegment.cli.app import app
-from raysegment.errors import JobError, UsageError
+from raysegment.errors import JobError, UsageError, WorkError
 from raysegment.runtime import connected as connecting
+from raysegment.runtime import embedded, security
 from raysegment.runtime import follow as following
 from raysegment.runtime import parcel as packing
-from raysegment.runtime import security
 from raysegment.runtime.address import Address, undisturbed, where
 from raysegment.runtime.connected import fitted
 from raysegment.runtime.dashboard import JobState, Unreachable
@@ -241,6 +243,48 @@ def test_a_ray_that_another_command_has_for_itself_is_not_joined(monkeypatch: py
     ):
         raise AssertionError("joined")
     assert left == [True]
+
+
+@pytest.mark.parametrize("failures", [1, 9])
+def test_a_ray_that_does_not_come_up_is_started_again(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of a start that failed is ended; other children of this process are not."""
+    ours = subprocess.Popen(["sleep", "600"])
+    started: list[subprocess.Popen[bytes]] = []
+
+    def init(**_: Any) -> None:
+        if len(started) < failures:
+            started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", tmp_path]))
+            raise Exception("The current node\n timed out during startup.")  # as plain as Ray's own
+
+    ray = SimpleNamespace(
+        __file__=str(tmp_path / "__init__.py"),
+        init=init,
+        is_initialized=lambda: False,
+        shutdown=lambda: None,
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(embedded, "close_token_file", lambda: None)
+    try:
+        if failures == 1:
+            with embedded.cluster(1):
+                assert len(started) == 1
+        else:
+            with (
+                pytest.raises(
+                    WorkError, match=r"in 3 tries: The current node timed out during startup\. \(is"
+                ),
+                embedded.cluster(1),
+            ):
+                raise AssertionError("started")
+            assert len(started) == 3
+        assert [child.wait(10) for child in started] == [-signal.SIGKILL] * len(started)
+        assert ours.poll() is None
+    finally:
+        for child in (ours, *started):
+            child.kill()
+            child.wait()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from raysegment import console
-from raysegment.errors import RaysegmentError, UsageError
+from raysegment.errors import RaysegmentError, UsageError, WorkError
 from raysegment.hardware import available_cores
 from raysegment.runtime.address import where
 from raysegment.runtime.security import close_token_file
@@ -21,6 +22,8 @@ from raysegment.runtime.security import close_token_file
 EXTRA_CPUS = 2
 #: What a Ray that a process has for itself alone says of itself, as a resource: it ends with that process.
 PRIVATE = "raysegment-private"
+#: Times that it is started before it is given up.
+_STARTS = 3
 #: Set while the Ray at hand is one that this process started.
 OURS = threading.Event()
 
@@ -98,7 +101,7 @@ def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) ->
 
         with ThreadPoolExecutor(1) as beside:
             other = beside.submit(meanwhile)
-            ray.init(
+            _start(
                 address="local",
                 num_cpus=max(workers, available_cores()) + EXTRA_CPUS,
                 resources={PRIVATE: 1},
@@ -115,6 +118,31 @@ def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) ->
     finally:
         OURS.clear()
         ray.shutdown()
+
+
+def _start(**how: Any) -> None:
+    """`ray.init`, tried again: Ray gives its own processes half a minute to come up, which is little on a machine that
+    is busy with other nightly work. Raises WorkError."""
+    import psutil
+    import ray
+
+    before = set(psutil.Process().children(recursive=True))
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**how)
+            return
+        except Exception as e:  # of any kind: Ray raises plain ones
+            home = os.path.dirname(ray.__file__)
+            for process in set(psutil.Process().children(recursive=True)) - before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if any(home in word for word in process.cmdline()):
+                        process.kill()
+            if not left:
+                cause = " ".join(str(e).split()) or type(e).__name__
+                raise WorkError(
+                    f"Ray does not start on this machine, in {_STARTS} tries: {cause} "
+                    "(is the machine overloaded, or out of memory or of room in /tmp?)"
+                ) from e
 
 
 @contextlib.contextmanager
