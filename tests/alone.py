@@ -42,7 +42,7 @@ class _Alone:
         self._done: list[tuple[Work, Row | None]] = []
 
     def take_from(self, agenda: Agenda) -> None:
-        work: Work | None = agenda.next_shard() or agenda.next_block(self)
+        work: Work | None = agenda.next_shard() or agenda.next_block(self, is_free=True)
         if isinstance(work, BlockWork):
             row = self._worker.segment(work.image, work.block.row, work.block.col)
         elif work is not None:

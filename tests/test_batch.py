@@ -21,7 +21,7 @@ from alone import without_ray
 
 from raysegment import console
 from raysegment.errors import InputError, LockedError, UsageError, WorkError
-from raysegment.inference import worker
+from raysegment.inference import many, worker
 from raysegment.inference.worker import InferenceWorker
 from raysegment.model.architectures import build
 from raysegment.model.file import save_model
@@ -382,6 +382,35 @@ def test_something_else_at_an_output_is_left_alone(job: Job) -> None:
     (job.mask(1) / "precious").write_text("mine")
     assert job.counts() == (4, 0, 1)
     assert (job.mask(1) / "precious").read_text() == "mine"
+
+
+def test_an_unfinished_night_makes_nothing_else_at_an_output_ours(job: Job) -> None:
+    job.write(more='[schedule]\ndeadline = "0.01s"')
+    assert job.counts() == (0, 0, 0)
+    job.mask(6).mkdir(parents=True)
+    (job.mask(6) / "precious").write_text("mine")
+    save_image(job.image(6), 6)
+    job.write()
+    result = job.run()
+    assert result.failed == 1
+    assert (job.mask(6) / "precious").read_text() == "mine"
+
+
+def test_a_night_that_lost_its_lock_writes_nothing_more(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = many.finish_image
+
+    def lost(*args: Any) -> Any:
+        held[0]._lost_to = "process 1 on another"
+        return finish(*args)
+
+    held: list[lease.Lease] = []
+    take = lease.Lease.take
+    monkeypatch.setattr(lease.Lease, "take", lambda self: (held.append(self), take(self)))
+    monkeypatch.setattr(many, "finish_image", lost)
+    with pytest.raises(WorkError, match="was lost to process 1 on another"):
+        job.run()
+    assert {entry["state"] for entry in job.ledger.values()} == {"claimed"}
+    assert not (job.folder / "masks/.raysegment/nightly/runs").exists()
 
 
 def test_of_two_runs_at_once_one_leaves(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

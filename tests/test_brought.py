@@ -238,6 +238,24 @@ def test_a_frozen_batch_is_fed_piece_by_piece(frozen: Path) -> None:
         np.testing.assert_allclose(model.predict(pixels(n)), expected.predict(pixels(n)), atol=1e-6)
 
 
+class Counting(nn.Module):
+    """Makes a tensor of its own on the device of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(x.shape[3], device=x.device, dtype=torch.float32).to(x.device)
+        return x + places
+
+
+def test_a_network_goes_to_another_device_with_what_it_makes_there(tmp_path: Path) -> None:
+    """No GPU is needed to see it: torch's device without memory refuses what lies elsewhere as a GPU does."""
+    module = load_model(save_pt2(Counting(), tmp_path / "net.pt2")).module
+    x = torch.rand(2, 1, TILE, TILE)
+    here = module(x)
+    there = module.to(device="meta", memory_format=torch.channels_last)(x.to("meta"))
+    assert (there.device.type, there.shape) == ("meta", here.shape)
+    assert torch.equal(module.to("cpu")(x), here)
+
+
 def test_a_frozen_size_is_named(frozen: Path, copied: Path) -> None:
     with pytest.raises(rs.InputError, match="takes 32 × 32 pixels only, not 64 × 32"):
         load_model(frozen).predict(pixels(1, height=64))

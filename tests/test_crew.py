@@ -34,7 +34,7 @@ def shard(image: int = 0, col: int = 0) -> ShardWork:
 
 
 def taken(agenda: Agenda, worker: object) -> BlockWork:
-    work = agenda.next_block(worker)
+    work = agenda.next_block(worker, is_free=True)
     assert work is not None
     return work
 
@@ -54,7 +54,7 @@ def test_every_block_is_given_out_once_whoever_asks(
     agenda = Agenda(wanted, workers)
     assert agenda.blocks == len(wanted)
     got = []
-    while (work := agenda.next_block(turns.randrange(workers))) is not None:
+    while (work := agenda.next_block(turns.randrange(workers), is_free=True)) is not None:
         if turns.random() < 0.1:
             agenda.put(work)  # its worker died
         else:
@@ -76,9 +76,9 @@ def test_a_worker_goes_on_beside_its_last_block() -> None:
 def test_nobody_idles_while_another_has_a_run_before_him() -> None:
     agenda = Agenda(grid(1, 4), workers=1)
     first = taken(agenda, "a")
-    others = [agenda.next_block("b") for _ in range(3)]
+    others = [agenda.next_block("b", is_free=True) for _ in range(3)]
     assert {first, *others} == {BlockWork(0, Block(0, col)) for col in range(4)}
-    assert agenda.next_block("a") is None
+    assert agenda.next_block("a", is_free=True) is None
 
 
 def test_what_is_not_wanted_any_more_is_not_given_out() -> None:
@@ -91,7 +91,18 @@ def test_what_is_not_wanted_any_more_is_not_given_out() -> None:
     assert agenda.next_shard() == shard(1)
     assert taken(agenda, "a").image == 1
     agenda.drop_blocks()
-    assert agenda.next_block("a") is None
+    assert agenda.next_block("a", is_free=True) is None
+    assert agenda.blocks == 0
+
+
+def test_what_may_have_killed_a_worker_is_for_one_with_nothing_else_in_hand() -> None:
+    agenda = Agenda(grid(1, 3), workers=1)
+    agenda.put(taken(agenda, "a"))
+    assert agenda.blocks == 3
+    others = [agenda.next_block("b", is_free=False) for _ in range(2)]
+    assert others == [BlockWork(0, Block(0, col)) for col in (1, 2)]
+    assert agenda.next_block("b", is_free=False) is None
+    assert taken(agenda, "b") == BlockWork(0, Block(0, 0), is_suspect=True)
     assert agenda.blocks == 0
 
 
@@ -162,6 +173,38 @@ def test_a_workers_death_costs_what_it_had_in_hand(
     assert 1 <= lost <= 2
     assert Counter(done) == Counter([(r, c) for r in range(2) for c in range(8)] + ["shard 5"])
     assert not {thread for thread in set(threading.enumerate()) - before if thread.is_alive()}
+
+
+@pytest.mark.ray
+def test_a_block_that_kills_does_not_take_others_with_it_again(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Beside a GPU three blocks are at work in one process."""
+    import ray
+
+    class _DiesOfOne:
+        def __init__(self, folder: str) -> None:
+            self.folder = folder
+
+        @ray.method(max_task_retries=-1)
+        def here(self) -> None: ...
+
+        def segment(self, image: int, row: int, col: int) -> tuple[int, int]:
+            with open(f"{self.folder}/{col}", "a") as tries:
+                tries.write("x")
+            time.sleep(0.3)  # so that others are at work
+            if col == 3 and os.path.getsize(f"{self.folder}/{col}") <= 3:
+                os._exit(1)
+            return row, col
+
+    monkeypatch.setitem(crew.BLOCKS_IN_HAND, "cpu", 3)
+    hired = hire(monkeypatch, plan, _DiesOfOne, tmp_path, workers=1)
+    done, _ = work_off(hired, Agenda(grid(1, 6), workers=1))
+    hired.close()
+    assert sorted(done) == [(0, col) for col in range(6)]
+    tries = {int(file.name): file.stat().st_size for file in tmp_path.iterdir()}
+    assert tries.pop(3) == 4
+    assert max(tries.values()) == 2
 
 
 @pytest.mark.ray

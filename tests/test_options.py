@@ -31,6 +31,7 @@ from raysegment.inference.assembly import Assembly, Shard
 from raysegment.inference.blend import Blend, window
 from raysegment.inference.foreground import Foreground, Layer
 from raysegment.inference.image import Image, open_planned
+from raysegment.inference.network import Network
 from raysegment.inference.options import request_of
 from raysegment.inference.outcome import ONE, labels_of
 from raysegment.inference.plan import Plan
@@ -331,6 +332,21 @@ def test_networks_that_see_the_whole_tile_disagree(classes: int, planes: int, tm
     made, _ = segmented(model, plan, ArrayRaster(image), tmp_path)
     variance, count = disagreement(model, image, 16, "hann")
     assert (made["uncertainty"][count > 1] > 10).mean() > 0.1
+    assert np.abs(made["uncertainty"] - 255 * np.minimum(1, 4 * variance)).max() <= 0.51
+
+
+def test_classes_that_are_certain_each_by_itself_disagree_as_well(tmp_path: Path) -> None:
+    """Of sigmoids, Σ p² may reach the number of classes, and a fixed-point sum ends at two."""
+    plain, image = contrasting(3), noise(90, 90)
+    image[:, 45:] //= 4
+    module = nn.Sequential(plain.module, nn.BatchNorm2d(3))
+    nn.init.constant_(module[1].bias, 2.0)
+    model = Model(module, plain.spec.model_copy(update={"activation": "sigmoid"}))
+    plan = make_plan(model, image, uncertainty=True, overlap=16, planes=3)
+    made, _ = segmented(model, plan, ArrayRaster(image), tmp_path)
+    variance, _ = disagreement(model, image, 16, "hann")
+    assert ((model.predict(image[None, :32, 30:62]) ** 2).sum(axis=1) > 2.2).any()
+    assert (variance > 0.01).any()
     assert np.abs(made["uncertainty"] - 255 * np.minimum(1, 4 * variance)).max() <= 0.51
 
 
@@ -694,6 +710,51 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(tmp_path: Path) -> None:
     assert again.scratch.batch_limit(plan.batch_size) == 2
     two, _ = segmented(model, make_plan(model, image, batch_size=2), ArrayRaster(image), tmp_path / "2")
     assert equal(stitched(plan, worker.scratch), two)
+
+
+def test_a_block_that_does_not_fit_beside_others_waits_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, model = noise(70, 70), identity()
+    plan = make_plan(model, image)
+    hold, fails = Network.hold, [True, False]
+
+    def crowded(network: Network, seen: Any) -> Any:
+        if fails and fails.pop(0):
+            raise torch.OutOfMemoryError("no room")
+        return hold(network, seen)
+
+    monkeypatch.setattr(Network, "hold", crowded)
+    worker = actor(model, plan, ArrayRaster(image), tmp_path / "once")
+    assert not errors_of(worker)
+    assert not fails
+    fails += [True] * 100
+    worker = actor(model, plan, ArrayRaster(image), tmp_path / "always")
+    assert set(map(str, errors_of(worker))) >= {
+        "block 0,0 does not fit into the device's memory: choose a smaller --block"
+    }
+
+
+def test_a_worker_whose_gpu_fails_makes_room_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class AcceleratorError(RuntimeError):
+        """As torch has one since 2.8."""
+
+    def broken(*_: Any) -> Any:
+        raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def leave(code: int) -> Any:
+        raise SystemExit(code)
+
+    image, model = noise(70, 70), identity()
+    monkeypatch.setattr(torch, "AcceleratorError", AcceleratorError, raising=False)
+    monkeypatch.setattr("raysegment.inference.worker.os._exit", leave)
+    monkeypatch.setattr(Network, "hold", broken)
+    worker = actor(model, make_plan(model, image), ArrayRaster(image), tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        worker.segment(0, 0, 0)
+    assert "illegal memory access" in capsys.readouterr().err
 
 
 def test_a_tile_that_never_fits_is_one_clear_line(tmp_path: Path) -> None:

@@ -245,6 +245,24 @@ def test_the_plan_is_what_is_then_done(scene: Path, mask: tuple[Path, rs.InferRe
     assert planned.read_amplification >= 1
 
 
+def test_planning_leaves_the_process_as_it_was(scene: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        plan(scene, model=convolutional(channels=3), **SETTINGS)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_image_may_have_the_name_of_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    zarr.save_array(tmp_path / "mask.zarr", np.zeros((3, 70, 70), np.uint8))
+    assert plan("mask.zarr", model=convolutional(channels=3), **SETTINGS).shape == (70, 70)
+
+
 def test_no_space_is_known_before_any_work(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

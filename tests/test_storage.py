@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import pytest
 
 from raysegment.errors import LockedError, UsageError, WorkError
 from raysegment.storage import Location, Url, is_url, location
-from raysegment.storage.lease import hold
+from raysegment.storage.byte_file import ByteFile
+from raysegment.storage.lease import _kernel, hold
 from raysegment.storage.objects import check_writable, entries, fetched, glob, put, put_new, remove
 
 
@@ -86,6 +89,21 @@ def test_of_many_who_create_a_file_one_does(folder: Location) -> None:
     assert (folder / "lock").read_bytes() == b"0"
 
 
+def test_threads_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda i: put(tmp_path / "batch", str(i).encode(), survives=False), range(400)))
+    assert [path.name for path in tmp_path.iterdir()] == ["batch"]
+
+
+def test_a_file_that_nobody_refers_to_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(b"pixels")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(40):
+        assert ByteFile(str(tmp_path / "image")).read(0, 6) == b"pixels"
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_what_can_only_be_read_is_no_output() -> None:
     with pytest.raises(UsageError, match="--out: https:// can only be read"):
         check_writable(location("https://host/masks"), "--out")
@@ -101,12 +119,13 @@ def test_a_copy_is_brought_again_when_it_was_replaced() -> None:
     remove(url)
 
 
-def holder(pid: int, lasts_s: float, host: str = "") -> bytes:
+def holder(pid: int, lasts_s: float, host: str = "", kernel: str = "") -> bytes:
     about = {
         "host": host or socket.gethostname(),
         "pid": pid,
         "token": "theirs",
         "expires_at": time.time() + lasts_s,
+        "kernel": kernel,
     }
     return json.dumps(about).encode()
 
@@ -133,10 +152,20 @@ def test_a_lock_that_has_run_out_is_taken_over(folder: Location, content: bytes)
 
 
 def test_a_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(folder: Location) -> None:
-    put(folder / "lock", holder(dead_pid(), 3600))
+    put(folder / "lock", holder(dead_pid(), 3600, kernel=_kernel()))
     started = time.monotonic()
     with hold(folder / "lock"):
         assert time.monotonic() - started < 5
+
+
+def test_a_container_s_pids_are_its_own(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the name of its host, as pods on the host's network have."""
+    monkeypatch.setattr("raysegment.storage.lease._POLL_S", 0.1)
+    boot, _ = _kernel().split(" ")
+    put(folder / "lock", holder(dead_pid(), 1.0, kernel=f"{boot} pid:[1]"))
+    started = time.monotonic()
+    with hold(folder / "lock"):
+        assert time.monotonic() - started >= 0.9
 
 
 def test_a_living_holder_keeps_others_out(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:

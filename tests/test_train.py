@@ -169,6 +169,11 @@ def test_out_is_protected(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--resume: .*a run with other data or options"):
         earlier_run(run, "b", resume=True, overwrite=True)
     assert earlier_run(run, "b", resume=False, overwrite=True) is None
+    removed: list[Any] = []
+    with pytest.MonkeyPatch.context() as watched:
+        watched.setattr("raysegment.training.run.remove", removed.append)
+        run.clear()
+    assert removed[0] == run.record  # without it half of a run passes for none
     run.clear()
     assert (run.root / "notes.txt").read_text() == "mine"
     with pytest.raises(OutputExistsError, match="holds other files"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raysegment.geometry import Block, Window
 from raysegment.inference.assembly import Shard
@@ -19,6 +19,8 @@ class BlockWork:
 
     image: int
     block: Block
+    is_suspect: bool = False
+    """It was in hand when a worker died, and may be why: nothing else is to be at work beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Agenda:
         self._on: dict[Hashable, deque[BlockWork]] = {}
         """The run that each worker goes along."""
         self._shards: deque[ShardWork] = deque()
+        self._suspects: deque[BlockWork] = deque()
         self.blocks = sum(map(len, self._runs))
         """Blocks that were not given out yet."""
 
@@ -57,15 +60,19 @@ class Agenda:
 
     def waiting_blocks(self) -> Iterator[BlockWork]:
         """Those that were not given out yet."""
-        for run in (*self._runs, *self._on.values()):
+        for run in (self._suspects, *self._runs, *self._on.values()):
             yield from run
 
     def next_shard(self) -> ShardWork | None:
         """The shard that could be written first."""
         return self._shards.popleft() if self._shards else None
 
-    def next_block(self, worker: Hashable) -> BlockWork | None:
-        """The next block of the run that `worker` is on, or of a new one."""
+    def next_block(self, worker: Hashable, *, is_free: bool) -> BlockWork | None:
+        """The next block of the run that `worker` is on, or of a new one; for one that has nothing in hand, first what
+        is suspect."""
+        if self._suspects and is_free:
+            self.blocks -= 1
+            return self._suspects.popleft()
         if not self._on.get(worker):
             if not self._runs:
                 return self._of_another()
@@ -86,7 +93,7 @@ class Agenda:
         if isinstance(work, ShardWork):
             self._shards.append(work)
         else:
-            self._runs.appendleft(deque([work]))
+            self._suspects.append(replace(work, is_suspect=True))
             self.blocks += 1
 
     def drop(self, image: int) -> None:
@@ -99,12 +106,13 @@ class Agenda:
         self._keep_blocks_unless(lambda _: True)
 
     def _keep_blocks_unless(self, unwanted: Callable[[BlockWork], bool]) -> None:
+        self._suspects = deque(work for work in self._suspects if not unwanted(work))
         kept = [deque(work for work in run if not unwanted(work)) for run in self._runs]
         self._runs = deque(run for run in kept if run)
         self._on = {
             worker: deque(work for work in run if not unwanted(work)) for worker, run in self._on.items()
         }
-        self.blocks = sum(map(len, self._runs)) + sum(map(len, self._on.values()))
+        self.blocks = sum(1 for _ in self.waiting_blocks())
 
 
 def runs(missing: Iterable[tuple[int, Block]], workers: int) -> list[deque[BlockWork]]:

@@ -28,9 +28,8 @@ def reported(work: Callable[..., Row], **row: int) -> Row:
         error, trace = f"{e.filename}: {e.strerror}" if e.filename else str(e), traceback.format_exc()
     except Exception as e:  # Ray would repeat a failing actor call for ever
         error, trace = f"{type(e).__name__}: {e}", traceback.format_exc()
-    blank = {"tiles": 0, "compute_s": 0.0, "began_at": 0.0} if not answer else {}
     told = {"error": error, "trace": trace, "of_place": of_place, "passing": passing}
-    return {**row, **blank, **answer, **told, "peak_bytes": peak_memory()}
+    return {**row, **answer, **told, "peak_bytes": peak_memory()}
 
 
 def fail_on_error(answer: Row, *, set_aside: bool = False) -> None:

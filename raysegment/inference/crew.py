@@ -47,6 +47,8 @@ class Member:
     in_hand: set[Any] = field(default_factory=set)
     """References to the answers that it owes."""
     is_here: bool = False
+    has_suspect: bool = False
+    """What it has in hand may be what kills: it gets nothing beside it."""
 
 
 class Crew:
@@ -81,7 +83,7 @@ class Crew:
                 self._hire(role)
         for hands in range(max(role.at_once for role in self._roles) + _AHEAD):
             for member in self._members:
-                if member.is_here and len(member.in_hand) == hands:
+                if member.is_here and not member.has_suspect and len(member.in_hand) == hands:
                     work = self._next(member, agenda)
                     if work is not None:
                         self._give(member, work)
@@ -94,11 +96,13 @@ class Crew:
             work = agenda.next_shard()
         if work is None and "block" in member.role.takes:
             few = agenda.blocks < sum("block" in each.role.takes for each in self._members)
-            work = agenda.next_block(member) if ahead < (0 if few else _AHEAD) else None
+            if ahead < (0 if few else _AHEAD):
+                work = agenda.next_block(member, is_free=not member.in_hand)
         return work
 
     def _give(self, member: Member, work: Work) -> None:
         if isinstance(work, BlockWork):
+            member.has_suspect = work.is_suspect
             reference = member.actor.segment.remote(work.image, work.block.row, work.block.col)
         else:
             reference = member.actor.write.remote(work.shard, work.window, work.in_image)
@@ -126,6 +130,7 @@ class Crew:
     def _answer(self, reference: Any) -> tuple[Work, Row | None] | None:
         member, work = self._owed.pop(reference)
         member.in_hand.discard(reference)
+        member.has_suspect = False
         try:
             row = ray.get(reference)
         except ray.exceptions.RayTaskError:  # our own mistake: a worker answers with its errors

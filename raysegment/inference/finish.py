@@ -95,23 +95,13 @@ def finish_image(
 ) -> InferredImage:
     """Write the header, so that there is a mask, and forget the records."""
     planned, grid = plan.images[index], plan.grids[index]
-    skipped, failures = 0, list[Failure]()
-    if planned.skip or plan.on_error == "skip":
-        for block in grid.blocks():
-            record = scratch.open_record(index, block)
-            failures += record.failures
-            if record.failed:
-                failures.append(Failure(grid.extent(block), record.failed))
-            else:
-                rows, cols = grid.block_tiles(block)
-                skipped += len(rows) * len(cols) - record.tiles
     done = InferredImage(
         output=outputs.mask.path,
         shape=(planned.region.height, planned.region.width),
         class_pixels={c.name: tally.class_pixels[i] for i, c in enumerate(plan.classes)},
         tiles=grid.tiles,
-        tiles_skipped=skipped,
-        failed_regions=_regions(failures, image),
+        tiles_skipped=tally.tiles_skipped,
+        failed_regions=_regions(tally.failures, image),
         sides=tuple(outputs.fields),
         identity=planned.identity,
         blocks=len(grid.blocks()),
@@ -127,7 +117,8 @@ def _regions(failures: list[Failure], image: Image) -> list[dict[str, Any]]:
     """In full-resolution source pixels, as the report lists them."""
     full, own = Size(*image.stored.shape[:2]), Size(*image.view.shape[:2])
     regions = []
-    for failure in merged(failures):
+    in_order = sorted(failures, key=lambda f: (f.window.y, f.window.x, f.reason))  # not as the blocks came
+    for failure in merged(in_order):
         at: Window = to_source(failure.window, full, own)
         regions.append(
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,10 @@ from raysegment.inference.policy import Policy
 from raysegment.inference.scratch import MAX_ATTEMPTS
 from raysegment.inference.writing import outputs_of
 from raysegment.mask.outputs import Outputs
+from raysegment.raster.salvage import Failure
 
 if TYPE_CHECKING:
+    from raysegment.inference.grid import Grid
     from raysegment.inference.plan import Plan
     from raysegment.inference.scratch import Scratch
 
@@ -36,6 +38,19 @@ class Tally:
     resumed: int = 0
     tiles: int = 0
     class_pixels: Counter[int] = field(default_factory=Counter)
+    tiles_skipped: int = 0
+    """In this run or the ones before it, as the next."""
+    failures: list[Failure] = field(default_factory=list)
+    """What could not be read, and blocks that are lost; in image pixels."""
+
+    def note(self, grid: Grid, block: Block, tiles: int, failures: Iterable[Failure], failed: str) -> None:
+        """What a block's record says."""
+        self.failures += failures
+        if failed:
+            self.failures.append(Failure(grid.extent(block), failed))
+        else:
+            rows, cols = grid.block_tiles(block)
+            self.tiles_skipped += len(rows) * len(cols) - tiles
 
 
 @dataclass
@@ -94,6 +109,9 @@ class Flow:
         agenda = Agenda(missing, workers)
         for index, block in has:
             self.tallies[index].resumed += 1
+            if self.plan.images[index].skip or self.plan.on_error == "skip":
+                record = self.scratch.open_record(index, block)
+                self._note(index, block, record.tiles, record.failures, record.failed)
             self._block_is_there(index, block, agenda)
         with contextlib.closing(
             Crew(self.plan, workers, len(missing), (ray.put(self.plan), model, self.scratch, self.policy))
@@ -161,7 +179,11 @@ class Flow:
         clock.last_shard = time.time()
         clock.compute_s += row["compute_s"]
         self.tallies[work.image].tiles += row["tiles"]
+        self._note(work.image, work.block, row["tiles"], row["failures"], row["failed"])
         self._block_is_there(work.image, work.block, agenda)
+
+    def _note(self, index: int, block: Block, tiles: int, failures: Iterable[Failure], failed: str) -> None:
+        self.tallies[index].note(self.plan.grids[index], block, tiles, failures, failed)
 
     def _block_is_there(self, index: int, block: Block, agenda: Agenda) -> None:
         if index in self._failed:

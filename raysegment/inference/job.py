@@ -161,7 +161,8 @@ class Job:
         """Raise OutputExistsError for something at an output that is none of ours."""
         if is_ours(path):
             return
-        unfinished = scratch.load_plan(overwrite=overwrite) is not None
+        plan = scratch.load_plan(overwrite=overwrite)
+        unfinished = plan is not None and _is_planned(path, plan)
         empty = path.is_dir() and not any(path.iterdir())
         if not (unfinished or empty or (overwrite and _is_zarr(path))):
             raise OutputExistsError(f"{path} exists and is no mask of raysegment: name another output")
@@ -267,6 +268,12 @@ def check_space(plan: Plan, copies: int, scratch: Location) -> None:
     console.detail(
         "space: " + ", ".join(f"{folder} needs at most {readable_bytes(n)}" for folder, n in needs.values())
     )
+
+
+def _is_planned(path: Location, plan: Plan) -> bool:
+    """Whether a plan writes there: a mask, or what lies beside one."""
+    masks = [location(image.output) for image in plan.images]
+    return path in masks or any(path == side_path(mask, name) for mask in masks for name in SIDE_OUTPUTS)
 
 
 def _is_zarr(path: Location) -> bool:

@@ -7,7 +7,7 @@ that are the same go on where they stood, the others are planned anew and join t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -39,6 +39,10 @@ _WAIT_S = 1.0
 
 class Told(Protocol):
     """Who is told of each image, by its place in the call."""
+
+    def check(self) -> None:
+        """Raise WorkError where this call is to write nothing more. Asked before a mask is finished."""
+        ...
 
     def working(self, images: int, workers: int) -> None:
         """So many images are about to flow, in a Ray that runs."""
@@ -78,8 +82,8 @@ def infer_many(
     folder = Scratch(scratch)
     folder.check()
     try:
-        with folder.lock():
-            run = _Run(job, folder, told)
+        with folder.lock() as check_lock:
+            run = _Run(job, folder, told, check_lock)
             run.open(images, select)
             clock = run.work(workers, until, self_check)
             if not run.todo:
@@ -92,8 +96,8 @@ def infer_many(
 class _Run:
     """One call."""
 
-    def __init__(self, job: Job, scratch: Scratch, told: Told) -> None:
-        self.job, self.scratch, self.told = job, scratch, told
+    def __init__(self, job: Job, scratch: Scratch, told: Told, check_lock: Callable[[], None]) -> None:
+        self.job, self.scratch, self.told, self.check_lock = job, scratch, told, check_lock
         self.todo: dict[int, Image] = {}
         """Images that are neither done nor set aside, by their place in the call."""
 
@@ -150,6 +154,8 @@ class _Run:
         failed: list[Image] = []
 
         def finish(index: int, outputs: Outputs, tally: Tally) -> None:
+            self.check_lock()
+            self.told.check()
             at = places[index]
             done = finish_image(plan, index, self.todo[at], outputs, tally, self.scratch)
             del self.todo[at]

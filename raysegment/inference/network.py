@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,13 @@ class Network:
         torch.set_num_threads(plan.threads)
         self.plan, self.spec = plan, model.spec
         self.device = torch.device(plan.device)
+        if self.device.type == "cuda" and plan.precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # which is on by itself, and keeps 10 bits of 23
         module = fold_batchnorm(model.module)
         if self.device.type == "cpu" and plan.precision == "fp32":
             module = fuse_relu(module)
+        elif module is model.module and self.device.type != "cpu":
+            module = copy.deepcopy(module)  # the caller's own stays where it is
         self.module = module.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if plan.compiled:
             self.module = torch.compile(self.module, dynamic=False)
@@ -88,6 +93,7 @@ class Network:
         at = 0
         while at < len(spots):
             batch = spots[at : at + self.batch]
+            answer = None
             try:
                 answer = self._answer(held, batch, where)
             except torch.OutOfMemoryError as e:
@@ -95,12 +101,18 @@ class Network:
                     raise WorkError(
                         f"one tile in {where} does not fit into the device's memory: choose a smaller --tile"
                     ) from e
-                self.batch, self._input = self.batch // 2, None
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+            if answer is None:  # not while the error is handled: its traceback holds what the layers made
+                self.batch //= 2
+                self.free()
                 continue
             yield batch, answer
             at += len(batch)
+
+    def free(self) -> None:
+        """Give back the device's memory that is held for later."""
+        self._input = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _answer(self, held: Held, spots: Sequence[Spot], where: str) -> torch.Tensor:
         x = self._gather(held, spots)

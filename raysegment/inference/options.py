@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import ValidationError
 
+from raysegment import console
+from raysegment.console import counted
 from raysegment.errors import UsageError
 from raysegment.geometry import Window
 from raysegment.hardware import available_cores, available_memory
 from raysegment.inference.plan import Plan
 from raysegment.inference.request import Request
-from raysegment.runtime.connected import fitted
+from raysegment.runtime.connected import fitted, is_foreign
 
 if TYPE_CHECKING:
     from raysegment.inference.auto import Measured
@@ -70,6 +72,8 @@ def itemsize_of(job: Job) -> int:
 def worker_count(asked: int | Auto, made: Plan, itemsize: int, measured: Measured | None) -> int:
     """Processes: one per GPU, or one per core a worker's threads take, as far as the memory goes."""
     is_cuda = made.device == "cuda"
+    if is_cuda and not is_foreign():
+        return _on_gpus_here(asked)
     taken = (measured.activations, measured.weights) if measured is not None else (0, 0)
     each = made.worker_bytes(itemsize, *taken)
     count = fitted(
@@ -80,9 +84,16 @@ def worker_count(asked: int | Auto, made: Plan, itemsize: int, measured: Measure
     )
     if count is not None:
         return count
-    if is_cuda:
-        import torch
-
-        return torch.cuda.device_count()
     cores = max(1, available_cores() // made.threads)
     return max(1, min(cores, int(0.8 * available_memory()) // each))
+
+
+def _on_gpus_here(asked: int | Auto) -> int:
+    """Processes on this machine's GPUs, each with one to itself."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if asked == "auto" or asked <= there:
+        return there if asked == "auto" else asked
+    console.say(f"--workers {asked}: {counted(there, 'GPU')} here, and a worker needs one: {there} it is")
+    return there

@@ -2,7 +2,7 @@
 
 Sums are int32 (plan.sums, h, w) in units of 2⁻³⁰, a NumPy array or a tensor on any device: one plane per class, or
 a single one for the second of two classes, the first being what is left; then, where uncertainty is wanted, one
-plane of Σ ŵ·Σ_c p_c². Integers all the way: where nothing is rounded, order cannot show.
+plane of Σ ŵ·mean_c p_c². Integers all the way: where nothing is rounded, order cannot show.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def all_planes(sums: Any, classes: int) -> Any:
 
 def _uncertainty(sums: Any, plan: Plan) -> np.ndarray:
     means = _double(all_planes(sums[: plan.planes], len(plan.classes))) / ONE
-    variance = _double(sums[plan.planes]) / ONE - (means * means).sum(0)
+    variance = _double(sums[plan.planes]) / ONE * len(plan.classes) - (means * means).sum(0)
     return (_host(variance * 4).clip(0, 1) * 255).round().astype(np.uint8)
 
 

@@ -75,7 +75,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     model: str
     """Digest of weights, network and spec."""
     classes: tuple[Class, ...]
@@ -107,7 +107,7 @@ class Plan(BaseModel):
 
     @property
     def sums(self) -> int:
-        """Planes of fixed-point sums: the probabilities', and one of their squares where uncertainty is wanted."""
+        """Planes of fixed-point sums: the probabilities', and one of their mean square where uncertainty is wanted."""
         return self.planes + self.uncertainty
 
     def block_edge(self, index: int) -> int:
@@ -163,12 +163,14 @@ class Plan(BaseModel):
         return int(self.images[index].region.area * per_pixel)
 
     def worker_bytes(self, itemsize: int, activations: int, weights: int) -> int:
-        """Memory of one worker: of network, block, tile and class count alone, never of the image.
+        """Memory of one worker, not its GPU's: of network, block, tile and class count alone, never of the image.
 
         `itemsize`: bytes of a stored sample; `activations`: bytes that one forward pass of a batch takes at one time;
         `weights`: bytes of the network's parameters.
         """
-        network = round(activations * (1 if self.frugal else _KEPT)) + _WEIGHTS_HELD * weights
+        network = weights if self.device == "cuda" else _WEIGHTS_HELD * weights
+        if self.device == "cpu":
+            network += activations * (1 if self.frugal else _KEPT)
         edge = max(map(self.block_edge, range(len(self.images))))
         seen, in_hand = edge + self.overlap + 2 * self.margin, BLOCKS_IN_HAND[self.device]
         pixels = seen**2 * max(image.shape[2] for image in self.images) * itemsize * in_hand * 2

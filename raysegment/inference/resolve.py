@@ -14,7 +14,7 @@ from raysegment.inference.job import check_space
 from raysegment.inference.plan import ImagePlan, Plan, read_bytes
 from raysegment.inference.request import choose_cells, choose_tile, least_cells
 from raysegment.inference.results import readable_bytes
-from raysegment.runtime.device import is_here, on_gpu
+from raysegment.runtime.device import borrowed, is_here, on_gpu
 
 if TYPE_CHECKING:
     from raysegment.inference.image import Image
@@ -84,7 +84,8 @@ def draft(job: Job, todo: Sequence[Image]) -> Plan:
 def measured_plan(job: Job, plan: Plan, todo: Sequence[Image], model: Model) -> tuple[Plan, Measured]:
     """A draft with every "auto" settled, by tiles of the first image. Raises UsageError; ReadError, AnswerError."""
     if is_here(plan.device):
-        measured = measure(model, todo[0].view, plan, job.request)
+        with borrowed(plan.device):
+            measured = measure(model, todo[0].view, plan, job.request)
     else:
         measured = on_gpu(measure_planned, job.shipped(), plan, job.request)
     plan = plan.model_copy(

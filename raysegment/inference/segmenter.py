@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from raysegment.errors import WorkError
 from raysegment.geometry import Block, Window
 from raysegment.inference.blend import weights
 from raysegment.inference.block import (
@@ -64,7 +66,7 @@ class Segmenter:
         inside, counted = counted_pixels(seen, foreground, grid)
         if image.skip and counted is not None:
             spots = with_any(spots, counted, inside, grid)
-        held = self.network.hold(seen)
+        held = self._held(seen, block)
         with self._computing:
             started = time.perf_counter()
             record = self._record(index, block, seen, held, spots)
@@ -72,6 +74,22 @@ class Segmenter:
         if counted is not None:
             record.core["labels"][~counted[record.own.slices(inside)]] = plan.nodata
         return Segmented(record, compute_s)
+
+    def _held(self, seen: BlockPixels, block: Block) -> Held:
+        """The block's pixels on the device, beside those that are computed with now or, where both do not fit, after.
+
+        Raises WorkError where it does not fit alone.
+        """
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return self.network.hold(seen)
+        with self._computing:
+            self.network.free()
+            try:
+                return self.network.hold(seen)
+            except torch.OutOfMemoryError as e:
+                raise WorkError(
+                    f"block {block.row},{block.col} does not fit into the device's memory: choose a smaller --block"
+                ) from e
 
     def _record(
         self, index: int, block: Block, seen: BlockPixels, held: Held, spots: Sequence[Spot]
@@ -151,6 +169,9 @@ class Segmenter:
             squares = (answer * answer).sum(0)
             if planes < len(self.plan.classes):
                 squares += (1 - answer[0]) ** 2
+            squares /= len(
+                self.plan.classes
+            )  # each class may be certain by itself: only their mean is at most one
             sums[planes] += squares.mul_(weight).round_().to(torch.int32)
 
     def _tile_weight(self, grid: Grid, row: int, col: int) -> torch.Tensor:

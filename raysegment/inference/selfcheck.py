@@ -27,7 +27,7 @@ from raysegment.inference.stitch import stitch
 from raysegment.mask.outputs import Outputs
 from raysegment.model.model import Model
 from raysegment.model.spec import ModelSpec, default_classes
-from raysegment.runtime.device import is_here, on_gpu
+from raysegment.runtime.device import borrowed, is_here, on_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,8 +84,13 @@ class _Field:
 
 def self_check(plan: Plan) -> None:
     """Raise WorkError when a constant or a ramp does not come back from the plan as it went in, on its device."""
-    for finding in _findings(plan) if is_here(plan.device) else on_gpu(_all_findings, plan):
-        console.say(f"self-check: {finding}")
+    if not is_here(plan.device):
+        for finding in on_gpu(_all_findings, plan):
+            console.say(f"self-check: {finding}")
+        return
+    with borrowed(plan.device):
+        for finding in _findings(plan):
+            console.say(f"self-check: {finding}")
 
 
 def _all_findings(plan: Plan) -> list[str]:

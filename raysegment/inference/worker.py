@@ -5,6 +5,8 @@ The pixels never travel: a worker reads its block by itself, writes its record a
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -22,7 +24,7 @@ from raysegment.inference.scratch import MAX_ATTEMPTS, Scratch
 if TYPE_CHECKING:
     from raysegment.inference.assembly import Shard
     from raysegment.inference.foreground import Foreground
-    from raysegment.inference.record import Record
+    from raysegment.inference.record import Record, RecordFile
     from raysegment.inference.segmenter import Segmented, Segmenter
     from raysegment.raster import Raster
 
@@ -49,6 +51,8 @@ class InferenceWorker:
         self._segmenter: Segmenter | None = None
         self._images: OrderedDict[int, tuple[Raster, Foreground | None]] = OrderedDict()
         self._opening = threading.Lock()
+        self._batch = plan.batch_size
+        """The largest that a forward pass of this run may have, as far as this worker wrote or read it."""
 
     @ray.method(max_task_retries=-1)
     def here(self) -> None:
@@ -67,11 +71,7 @@ class InferenceWorker:
     def _segment(self, image: int, row: int, col: int) -> Row:
         block = Block(row, col)
         if self.scratch.has_record(image, block):  # by a worker that died later in this run
-            return {
-                "tiles": self.scratch.open_record(image, block).tiles,
-                "compute_s": 0.0,
-                "began_at": time.time(),
-            }
+            return _told(self.scratch.open_record(image, block), began_at=time.time())
         # before the network: its loading may be what kills
         if self.scratch.count_attempt(image, block) > MAX_ATTEMPTS:
             reason = f"took its worker down {MAX_ATTEMPTS} times"
@@ -96,7 +96,10 @@ class InferenceWorker:
                 return self._load().segment(raster, image, block, foreground)
             except AnswerError:  # it would answer the same again
                 raise
-            except Exception:
+            except Exception as e:
+                if _has_lost_its_device(e):
+                    print(e, file=sys.stderr, flush=True)  # into Ray's log of this worker
+                    os._exit(1)  # as any death: another process takes over, with a device that works
                 if at + 1 == self.policy.tries:
                     raise
             self._forget(image)
@@ -107,13 +110,10 @@ class InferenceWorker:
         self, image: int, block: Block, began_at: float, record: Record, done: Segmented | None = None
     ) -> Row:
         self.scratch.save_record(image, block, record)
-        if self._segmenter is not None and self._segmenter.network.batch < self.plan.batch_size:
-            self.scratch.limit_batch(self._segmenter.network.batch)
-        return {
-            "tiles": record.tiles,
-            "compute_s": done.compute_s if done is not None else 0.0,
-            "began_at": began_at,
-        }
+        if self._segmenter is not None and self._segmenter.network.batch < self._batch:
+            self._batch = self._segmenter.network.batch
+            self.scratch.limit_batch(self._batch)
+        return _told(record, began_at, done.compute_s if done is not None else 0.0)
 
     def _lost(self, image: int, block: Block, reason: str) -> Record:
         from raysegment.inference.segmenter import nothing
@@ -130,7 +130,8 @@ class InferenceWorker:
                 model = load_model(self._model) if isinstance(self._model, str) else unship(self._model)
                 self._model = ""  # held once
                 self._segmenter = Segmenter(model, self.plan)
-                self._segmenter.network.batch = self.scratch.batch_limit(self.plan.batch_size)
+                self._batch = self.scratch.batch_limit(self.plan.batch_size)
+                self._segmenter.network.batch = self._batch
             return self._segmenter
 
     def _open(self, image: int) -> tuple[Raster, Foreground | None]:
@@ -150,3 +151,23 @@ class InferenceWorker:
         """Have it opened anew. It is not closed: another thread may be reading it."""
         with self._opening:
             self._images.pop(image, None)
+
+
+def _told(record: Record | RecordFile, began_at: float, compute_s: float = 0.0) -> Row:
+    """What the driver is told of a block."""
+    return {
+        "tiles": record.tiles,
+        "failures": list(record.failures),
+        "failed": record.failed,
+        "compute_s": compute_s,
+        "began_at": began_at,
+    }
+
+
+def _has_lost_its_device(error: Exception) -> bool:
+    """Whether it is an error after which every call to the GPU fails in this process: of CUDA itself, but no lack of
+    memory. (torch has had a name for it since 2.8.)"""
+    import torch
+
+    kind = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, kind) and not isinstance(error, torch.OutOfMemoryError)

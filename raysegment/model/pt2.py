@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -55,6 +55,20 @@ class Pt2Network(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Nothing: an exported network is frozen in the mode it was exported in."""
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """What :meth:`to` comes to; moves also the devices that the export wrote into its calls, such as arange's."""
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0)).device
+        for part in self.program.modules():
+            if isinstance(part, torch.fx.GraphModule):
+                for node in part.graph.nodes:
+                    if "device" in node.kwargs:
+                        node.kwargs = {**node.kwargs, "device": device}
+                    if node.target is torch.ops.aten.to.device:
+                        node.args = (node.args[0], device, *node.args[2:])
+                part.recompile()
         return self
 
     def __reduce__(self) -> Any:

@@ -69,8 +69,12 @@ class Night:
         if self.metrics is not None:
             self.metrics.failed()
 
+    def check(self) -> None:
+        """Raise WorkError when another run took the lock: whoever lost it writes nothing more."""
+        self.lease.check()
+
     def _note(self, source: str, entry: Entry, said: dict[str, Any]) -> None:
-        self.lease.check()  # whoever lost the lock writes nothing more
+        self.check()
         self.images.append(said)
         self.ledger.set(source, entry)
 

@@ -62,7 +62,7 @@ class Run:
     def until(self) -> float | None:
         """Seconds since the epoch of the deadline."""
         deadline = self.job.schedule.deadline
-        return (self.began + deadline).timestamp() if deadline is not None else None
+        return self.began.timestamp() + deadline.total_seconds() if deadline is not None else None
 
     @property
     def reports(self) -> Location:
@@ -143,6 +143,7 @@ def _work(run: Run, night: Night, todo: Todo) -> BatchResult:
         night.ledger.set(todo.work[0][0].source, todo.work[0][1])
         night.ledger.save()
         clock = _segment(run, night)
+        night.check()
         device_wait = clock.wait(night.workers) if clock is not None else 0.0
         left = len(todo.work) - len(night.images)
         ended_by = "deadline" if left else "done"
@@ -154,9 +155,10 @@ def _work(run: Run, night: Night, todo: Todo) -> BatchResult:
         ended_by, code = " ".join(str(e).split()), e.exit_code
         raise
     finally:
-        night.ledger.save()
-        record = record_of(run, todo, night, ended_by, code, device_wait)
-        report = _tell(run, night.ledger, record)
+        if not night.lease.is_lost:  # otherwise ledger and report are another run's by now
+            night.ledger.save()
+            record = record_of(run, todo, night, ended_by, code, device_wait)
+            report = _tell(run, night.ledger, record)
     return BatchResult(
         done=night.count("done"),
         skipped=todo.done + len(todo.set_aside),

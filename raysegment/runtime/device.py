@@ -6,8 +6,9 @@ GPU, says nothing of them.
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -61,6 +62,21 @@ def is_here(device: Device) -> bool:
     import torch
 
     return device == "cpu" or torch.cuda.is_available()
+
+
+@contextlib.contextmanager
+def borrowed(device: Device) -> Iterator[None]:
+    """Within, a network may be tried in this process. After, torch has the threads it had, and what its allocator holds
+    of a GPU is free for the workers."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if device == "cuda":
+            torch.cuda.empty_cache()
 
 
 def on_gpu(work: Callable[..., T], *args: Any) -> T:

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable
 
 
 class ByteFile:
-    """Bytes of a file by offset; safe from several threads."""
+    """Bytes of a file by offset; safe from several threads. Closed at the latest when nobody refers to it any more."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd: int | None = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._close = weakref.finalize(self, os.close, self._fd)
         self.size = os.fstat(self._fd).st_size
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -40,6 +42,5 @@ class ByteFile:
             raise EOFError(f"its bytes {offset}–{offset + count} lie beyond the file's end at {self.size}")
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._fd = None
+        self._close()

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from raysegment import console
 from raysegment.errors import LockedError, StorageError, WorkError
@@ -40,16 +41,20 @@ class Holder:
     """Of this very holding."""
     expires_at: float
     """Seconds since the epoch, by the holder's clock."""
+    kernel: str = ""
+    """See :func:`_kernel`: where its pid means this process."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
     @property
     def is_dead(self) -> bool:
-        """Whether it has run out, or was a process of this machine that is no more."""
+        """Whether it has run out, or was a process that this one could see, and is no more."""
         if time.time() > self.expires_at:
             return True
-        if self.host != socket.gethostname():
+        if (
+            not self.kernel or self.kernel != _kernel()
+        ):  # a container may have the name of its host, and its own pids
             return False
         try:
             os.kill(self.pid, 0)
@@ -68,6 +73,10 @@ class Lease:
         self._over = threading.Event()
         self._lost_to: str | None = None
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost_to is not None
 
     def check(self) -> None:
         """Raise WorkError when another run took it, because it could not be renewed in time."""
@@ -98,7 +107,8 @@ class Lease:
                 remove(self.place)
 
     def _content(self) -> bytes:
-        holder = Holder(socket.gethostname(), os.getpid(), self._token, time.time() + self._lasts_s)
+        expires_at = time.time() + self._lasts_s
+        holder = Holder(socket.gethostname(), os.getpid(), self._token, expires_at, _kernel())
         return json.dumps(asdict(holder)).encode()
 
     def _renew(self) -> None:
@@ -126,6 +136,15 @@ def hold(place: Location, *, lasts_s: float = LASTS_S) -> Iterator[Lease]:
         yield lease
     finally:
         lease.give_up()
+
+
+def _kernel() -> str:
+    """Which boot of which machine, and which of its process namespaces; "" where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _holder(place: Location) -> Holder | None:

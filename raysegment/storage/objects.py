@@ -11,6 +11,7 @@ import glob as local_glob
 import hashlib
 import os
 import posixpath
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -69,6 +70,11 @@ def put(place: Location, data: bytes, *, survives: bool = True) -> None:
         os.replace(temp, place)
 
 
+def temp_beside(place: Path) -> Path:
+    """A name for what is to become `place`, of this very writing: threads and other machines may write it, too."""
+    return place.with_name(f".{place.name}.{secrets.token_hex(6)}.tmp")
+
+
 def put_new(place: Location, data: bytes) -> bool:
     """Write a whole file where there is none yet; of several who try at once one gets True."""
     try:
@@ -99,7 +105,7 @@ def _created(fs: Any, path: str, data: bytes) -> bool:
 def _written_aside(place: Path, data: bytes, survives: bool) -> Iterator[Path]:
     """A file beside `place` with all of `data`, on the disk if it is to survive a power failure; gone at the end."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    temp = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    temp = temp_beside(place)
     try:
         with open(temp, "wb") as f:
             f.write(data)

@@ -164,14 +164,15 @@ class Keeper:
             )
 
 
-def last_state(run: RunFolder, device: torch.device) -> dict[str, Any] | None:
-    """What the last checkpoint holds; None before the first. Raises WorkError where it is damaged, StorageError."""
+def last_state(run: RunFolder) -> dict[str, Any] | None:
+    """What the last checkpoint holds, in this machine's memory: whoever takes it puts it where it belongs. None before
+    the first. Raises WorkError where it is damaged, StorageError."""
     place = run.state
     if not place.is_file():
         return None
     file = io.BytesIO(place.read_bytes()) if isinstance(place, Url) else place
     try:
-        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as e:
         why = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise WorkError(f"{place} is damaged ({why}): put back a copy, or begin anew with --overwrite") from e

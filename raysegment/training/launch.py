@@ -22,7 +22,7 @@ import torch
 
 from raysegment import console, errors
 from raysegment.console import counted
-from raysegment.errors import WorkError
+from raysegment.errors import RaysegmentError, WorkError
 from raysegment.runtime import cluster
 from raysegment.storage import Url
 from raysegment.storage.objects import Entry, entries, remove
@@ -174,8 +174,22 @@ def ray_worker(config: dict[str, Any]) -> None:
         work(job, Workers(), device, team.threads, lambda: get_preemption_info() is not None)
     except Stopped as stopped:
         if stopped.error is not None:
-            error = {"type": type(stopped.error).__name__, "text": str(stopped.error)}
-            write_json(job.run.failure, error)
+            _write_failure(job.run, stopped.error)
+    except (
+        torch.OutOfMemoryError
+    ) as e:  # the others wait for this one in the middle of a step: only a death ends them
+        _write_failure(
+            job.run,
+            WorkError(
+                f"a batch does not fit into the GPU's memory ({str(e).splitlines()[0]}): "
+                "give a smaller --batch-size or --tile, or --accumulate"
+            ),
+        )
+        raise
+
+
+def _write_failure(run: RunFolder, error: RaysegmentError) -> None:
+    write_json(run.failure, {"type": type(error).__name__, "text": str(error)})
 
 
 def _raise_failure(run: RunFolder, error: Exception | None) -> None:

@@ -268,7 +268,7 @@ class _Worker:
         generators' state is the step itself."""
         state, error = None, None
         try:
-            state = last_state(self.job.run, self.device)
+            state = last_state(self.job.run)
         except RaysegmentError as e:
             error = e
         self.workers.agree(error)

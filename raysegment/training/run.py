@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from raysegment.errors import InputError, LockedError, OutputExistsError, StorageError, WorkError
 from raysegment.storage import Location, Url
 from raysegment.storage.lease import hold
-from raysegment.storage.objects import put, remove
+from raysegment.storage.objects import put, remove, temp_beside
 
 if TYPE_CHECKING:
     from raysegment.training.settings import Settings
@@ -122,8 +122,8 @@ class RunFolder:
         write_json(self.record, {"format": _FORMAT, **record})
 
     def clear(self) -> None:
-        """Remove what a run writes, and nothing else."""
-        for path in (self.model, self.report, self.metrics, self.config, self.record):
+        """Remove what a run writes, and nothing else; first its record, so that half of it passes for no run."""
+        for path in (self.record, self.model, self.report, self.metrics, self.config):
             remove(path)
         for path in (self.state, self.progress, self.failure, self.stop, self.exhibits, self.tracking):
             remove(path)
@@ -223,7 +223,7 @@ def replace(path: Location, data: bytes) -> None:
     if isinstance(path, Url):
         put(path, data)
         return
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = temp_beside(path)
     try:
         temp.write_bytes(data)
         os.replace(temp, path)

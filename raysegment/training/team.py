@@ -59,6 +59,11 @@ def assemble(wish: int | str, gpus_per_worker: int | None, settings: Settings) -
     nodes = [_this_machine()] if is_ours else cluster_nodes()
     on_gpu, on_cpu = (Team(1, 1, gpus, threads=1).room(nodes) for gpus in (1, 0))
     uses_gpus = on_gpu >= (asked[0] if asked else 1) if gpus_per_worker is None else gpus_per_worker == 1
+    if gpus_per_worker is None and asked and 0 < on_gpu < asked[0]:
+        console.say(
+            f"--workers {wish} on CPUs, for {counted(on_gpu, 'GPU')} {'is' if on_gpu == 1 else 'are'} here: "
+            f"--workers {on_gpu} would use {'it' if on_gpu == 1 else 'them'}"
+        )
     places = on_gpu if uses_gpus else on_cpu
     least, most = asked or (min(max(1, places), _parts(settings) or places),) * 2
     _check_samples(wish, most, settings)
