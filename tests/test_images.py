@@ -393,6 +393,15 @@ def test_a_block_that_kills_three_workers_is_given_up(
     assert result.forward_pixels == (result.tiles - 4 * 4) * 64**2
 
 
+def test_which_of_several_images_of_a_file_is_read_is_said(tmp_path: Path, here: None, capsys: Any) -> None:
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tif:
+        for name, edge in (("field 1", 96), ("field 2", 96), ("label", 24)):
+            tif.write(noise(edge, edge)[..., 0], metadata={"axes": "YX", "Name": name})
+    console.configure("human")
+    infer(tmp_path / "x.ome.tif", model=identity(), out=tmp_path / "m.zarr", **SETTINGS)
+    assert "not read: field 2 (96 × 96 px); read is the one of 96 × 96 px" in capsys.readouterr().err
+
+
 # ── resolution ───────────────────────────────────────────────────────────────────
 
 

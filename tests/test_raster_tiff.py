@@ -20,6 +20,7 @@ from raysegment import console
 from raysegment.errors import InputError, ReadError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.raster import Raster, open_raster
+from raysegment.raster.tiff import TiffRaster
 from raysegment.storage.byte_file import ByteFile
 
 HEIGHT, WIDTH = 150, 131
@@ -444,6 +445,54 @@ def test_ome_pixel_sizes_are_in_micrometres(tmp_path: Path) -> None:
     metadata = {"axes": "YX", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.5}
     tifffile.imwrite(tmp_path / "x.ome.tif", pattern("uint8")[:, :, 0], metadata=metadata)
     assert open_raster(tmp_path / "x.ome.tif").pixel_size == (0.5, 0.25, "um")
+
+
+def macro_and_slide() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 255, (30, 90, 3), np.uint8), rng.integers(0, 255, (100, 80, 3), np.uint8)
+
+
+def test_a_leica_slide_is_not_its_macro(tmp_path: Path) -> None:
+    """They begin with a picture of the whole glass."""
+    macro, slide = macro_and_slide()
+    images = "".join(
+        f'<image name="{name}"><pixels><dimension r="0" ifd="{ifd}"/></pixels></image>'
+        for ifd, name in enumerate(("macro", "area"))
+    )
+    xmlns = "http://www.leica-microsystems.com/scn/2010/10/01"
+    about = f'<scn xmlns="{xmlns}"><collection>{images}</collection></scn>'
+    with tifffile.TiffWriter(tmp_path / "x.scn", bigtiff=True) as tif:
+        tif.write(macro, metadata=None, description=about, resolution=(600, 600), resolutionunit=3)
+        tif.write(slide, metadata=None, tile=(32, 32), resolution=(20_000, 20_000), resolutionunit=3)
+    raster = open_raster(tmp_path / "x.scn")
+    assert isinstance(raster, TiffRaster)
+    assert raster.format == "SCN slide"
+    np.testing.assert_array_equal(raster.read(whole(raster)), slide)
+    assert raster.pixel_size == (0.5, 0.5, "um")
+    assert raster.other_images == (("macro", Size(30, 90)),)
+
+
+def test_the_largest_image_of_an_ome_tiff_is_read_at_its_own_pixel_size(tmp_path: Path) -> None:
+    macro, slide = macro_and_slide()
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tif:
+        tif.write(macro, metadata={"axes": "YXS", "Name": "macro", "PhysicalSizeX": 20, "PhysicalSizeY": 20})
+        tif.write(slide, metadata={"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5})
+    raster = open_raster(tmp_path / "x.ome.tif")
+    assert isinstance(raster, TiffRaster)
+    np.testing.assert_array_equal(raster.read(whole(raster)), slide)
+    assert raster.pixel_size == (0.5, 0.25, "um")
+    assert raster.other_images == (("macro", Size(30, 90)),)
+
+
+def test_of_images_of_one_size_the_first_is_read(tmp_path: Path) -> None:
+    _, slide = macro_and_slide()
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tif:
+        tif.write(slide, metadata={"axes": "YXS", "Name": "first"})
+        tif.write(255 - slide, metadata={"axes": "YXS", "Name": "second"})
+    raster = open_raster(tmp_path / "x.ome.tif")
+    assert isinstance(raster, TiffRaster)
+    np.testing.assert_array_equal(raster.read(whole(raster)), slide)
+    assert raster.other_images == (("second", Size(100, 80)),)
 
 
 # ---- what is broken
