@@ -441,6 +441,15 @@ def test_resolution_tags_count_where_plausible(
     assert open_raster(tmp_path / "x.tif").pixel_size == expected
 
 
+@pytest.mark.parametrize(("mpp", "expected"), [("0.4990", 0.499), ("0,2520", 0.252), ("1", 1.0), ("0", None)])
+def test_aperio_pixel_sizes(tmp_path: Path, mpp: str, expected: float | None) -> None:
+    about = f"Aperio Image Library v11.2.1\r\n50x40 Q=70|AppMag = 20|MPP = {mpp}|Left = 25,691574"
+    tifffile.imwrite(tmp_path / "x.svs", pattern("uint8"), description=about, metadata=None, tile=(32, 32))
+    raster = open_raster(tmp_path / "x.svs")
+    assert raster.format == "SVS slide"
+    assert raster.pixel_size == (None if expected is None else (expected, expected, "um"))
+
+
 def test_ome_pixel_sizes_are_in_micrometres(tmp_path: Path) -> None:
     metadata = {"axes": "YX", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.5}
     tifffile.imwrite(tmp_path / "x.ome.tif", pattern("uint8")[:, :, 0], metadata=metadata)

@@ -195,9 +195,12 @@ def _nodata(page: TiffPage) -> float | None:
 def _microscope_pixel_size(tif: TiffFile, page: TiffPage) -> PixelSize | None:
     if tif.is_ome and (found := _ome_pixel_size(tif.ome_metadata or "", page)):
         return found
-    aperio = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description)
-    if aperio and float(aperio[1]) > 0:
-        return (float(aperio[1]), float(aperio[1]), "um")
+    aperio = re.search(r"\bMPP\s*=\s*(\d*[.,]?\d+)", page.description)
+    edge = (
+        float(aperio[1].replace(",", ".")) if aperio else 0.0
+    )  # scanners write numbers as their country does
+    if edge > 0:
+        return (edge, edge, "um")
     y, x = (_ratio(page.tags.valueof(tag)) for tag in (_Y_RESOLUTION, _X_RESOLUTION))
     if not x or not y:
         return None
