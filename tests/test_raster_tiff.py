@@ -7,7 +7,9 @@ import threading
 import warnings
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import PIL.Image
 import pytest
 import rasterio
 import tifffile
@@ -454,6 +456,27 @@ def test_ome_pixel_sizes_are_in_micrometres(tmp_path: Path) -> None:
     metadata = {"axes": "YX", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.5}
     tifffile.imwrite(tmp_path / "x.ome.tif", pattern("uint8")[:, :, 0], metadata=metadata)
     assert open_raster(tmp_path / "x.ome.tif").pixel_size == (0.5, 0.25, "um")
+
+
+@pytest.mark.parametrize("transformed", [True, False], ids=["of RGB", "of YCbCr"])
+def test_aperio_ycbcr_becomes_rgb(tmp_path: Path, transformed: bool) -> None:
+    """JPEG 2000 of the kind 33003 holds YCbCr, though its header says RGB; what some other writer made of RGB stays."""
+    rgb = np.asarray(PIL.Image.fromarray(pattern("uint8")[..., :3]).resize((96, 80)))
+    stored = rgb if transformed else np.asarray(PIL.Image.fromarray(rgb).convert("YCbCr"))
+    pieces = [
+        imagecodecs.jpeg2k_encode(
+            np.pad(tile, ((0, 64 - tile.shape[0]), (0, 64 - tile.shape[1]), (0, 0))),
+            level=0, reversible=True, codecformat="J2K", mct=transformed,
+        )
+        for tile in (stored[y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64))
+    ]  # fmt: skip
+    tifffile.imwrite(
+        tmp_path / "x.svs", iter(pieces), shape=rgb.shape, dtype="u1", compression=33003, photometric="rgb",
+        tile=(64, 64), metadata=None, description="Aperio Image Library v10.0.50\r\n96x80 J2K/YUV16",
+    )  # fmt: skip
+    raster = open_raster(tmp_path / "x.svs")
+    got = raster.read(whole(raster)).astype(int)
+    assert np.abs(got - rgb).max() <= (0 if transformed else 3)  # YCbCr of 8 bits is not exact
 
 
 def macro_and_slide() -> tuple[np.ndarray, np.ndarray]:
