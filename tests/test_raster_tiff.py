@@ -458,6 +458,15 @@ def test_ome_pixel_sizes_are_in_micrometres(tmp_path: Path) -> None:
     assert open_raster(tmp_path / "x.ome.tif").pixel_size == (0.5, 0.25, "um")
 
 
+@pytest.mark.parametrize("unit", ["µm", "&#181;m", "&#x3bc;m"])
+def test_a_unit_of_ome_xml_may_be_escaped(tmp_path: Path, unit: str) -> None:
+    size = f'PhysicalSizeX="0.25" PhysicalSizeXUnit="{unit}" PhysicalSizeY="0.25" PhysicalSizeYUnit="{unit}"'
+    text = _OME.format(own="x", planes="<TiffData/>").replace('SizeC="2"', f'SizeC="1" {size}')
+    pixels = np.zeros((40, 50), np.uint8)
+    tifffile.imwrite(tmp_path / "x.ome.tif", pixels, description=text.encode(), metadata=None)
+    assert open_raster(tmp_path / "x.ome.tif").pixel_size == (0.25, 0.25, "um")
+
+
 @pytest.mark.parametrize("transformed", [True, False], ids=["of RGB", "of YCbCr"])
 def test_aperio_ycbcr_becomes_rgb(tmp_path: Path, transformed: bool) -> None:
     """JPEG 2000 of the kind 33003 holds YCbCr, though its header says RGB; what some other writer made of RGB stays."""
