@@ -258,8 +258,11 @@ def test_pages_of_one_size_are_a_stack(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "s.tif") as tif:
         for page in stack:
             tif.write(page, metadata=None)
-    with pytest.raises(UsageError, match="--select page=0"):
+    with pytest.raises(UsageError, match=r"--select page=0; if they are channels, .* OME-TIFF"):
         open_raster(tmp_path / "s.tif")
+    tifffile.imwrite(tmp_path / "q.tif", stack, photometric="minisblack")
+    with pytest.raises(UsageError, match=r"--select q=0; if they are channels, .* OME-TIFF"):
+        open_raster(tmp_path / "q.tif")
     raster = open_raster(tmp_path / "s.tif", select={"page": 3})
     np.testing.assert_array_equal(raster.read(whole(raster))[:, :, 0], stack[3])
 
