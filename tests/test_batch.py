@@ -501,3 +501,12 @@ def test_the_last_nights_are_a_table(job: Job) -> None:
     assert head.split()[:4] == ["started", "took", "done", "skipped"]
     assert row.split()[3:7] == ["4", "0", "1", "0"]
     assert row.endswith("  3  done")
+
+
+def test_a_folder_of_slides_is_all_of_its_slides(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    slides = {f"s{suffix}" for suffix in (".svs", ".ndpi", ".scn", ".bif", ".qptiff", ".ome.tif", ".BIF")}
+    for name in ("notes.txt", ".hidden.svs", *slides):
+        save_image(tmp_path / "slides" / name, 0)
+    job.file.write_text(job.file.read_text().replace("scenes/**/*.tif", "slides"))
+    assert {Path(f.source).name for f in discover(load_job(job.file))} == slides

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 
 import raysegment as rs
 from raysegment.cli.app import app
-from raysegment.errors import InputError
+from raysegment.errors import InputError, UsageError
 from raysegment.evaluation import counts, evaluate
 from raysegment.geometry import Window
 from raysegment.raster.walk import windows as walk
@@ -450,3 +451,15 @@ def test_the_command_fails_in_one_line(tmp_path: Path, mask: Path) -> None:
     assert answer.exit_code == 2
     assert "none.tif" in answer.stderr
     assert answer.stderr.count("\n") == 1
+
+
+def test_one_plane_of_a_stack_is_the_truth(tmp_path: Path, mask: Path) -> None:
+    stack = zarr.create_array(
+        tmp_path / "t.zarr", shape=(2, *TRUTH.shape), dtype="u1", dimension_names=("z", "y", "x")
+    )
+    stack[1] = TRUTH
+    with pytest.raises(UsageError, match="--select z=0"):
+        evaluate(mask, tmp_path / "t.zarr")
+    assert rows(evaluate(mask, tmp_path / "t.zarr", select={"z": 1})) == matrix(TRUTH, LABELS)
+    with pytest.raises(UsageError, match="fits neither"):
+        evaluate(mask, tif(tmp_path / "t.tif", TRUTH), select={"z": 1})

@@ -393,6 +393,15 @@ def test_a_block_that_kills_three_workers_is_given_up(
     assert result.forward_pixels == (result.tiles - 4 * 4) * 64**2
 
 
+def test_which_of_several_images_of_a_file_is_read_is_said(tmp_path: Path, here: None, capsys: Any) -> None:
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tif:
+        for name, edge in (("field 1", 96), ("field 2", 96), ("label", 24)):
+            tif.write(noise(edge, edge)[..., 0], metadata={"axes": "YX", "Name": name})
+    console.configure("human")
+    infer(tmp_path / "x.ome.tif", model=identity(), out=tmp_path / "m.zarr", **SETTINGS)
+    assert "not read: field 2 (96 × 96 px); read is the one of 96 × 96 px" in capsys.readouterr().err
+
+
 # ── resolution ───────────────────────────────────────────────────────────────────
 
 
@@ -421,6 +430,41 @@ def test_a_level_is_segmented_and_knows_its_scale(
     assert about["proj:code"] == "EPSG:32643"
     scale = about["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"]
     assert scale == pytest.approx([10 * y, 10 * x])
+
+
+def write_ome(path: Path, unit: str | None, pixel: float, place: tuple[float, float]) -> Path:
+    """An OME-Zarr slide of 300 × 400 px and half of that, whose first pixel's centre lies at `place` (y, x)."""
+    group = zarr.create_group(path)
+    datasets = []
+    for level, step in enumerate((1, 2)):
+        group.create_array(str(level), data=noise(300 // step, 400 // step)[..., 0], chunks=(64, 64))
+        at = [p + pixel * (step - 1) / 2 for p in place]
+        steps = [
+            {"type": "scale", "scale": [pixel * step] * 2},
+            {"type": "translation", "translation": at},
+        ]
+        datasets.append({"path": str(level), "coordinateTransformations": steps})
+    axes = [{"name": n, "type": "space"} | ({"unit": unit} if unit else {}) for n in "yx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return path
+
+
+@pytest.mark.parametrize(("unit", "pixel"), [("micrometer", 0.5), ("millimeter", 0.0005), (None, 1.0)])
+def test_a_mask_lies_where_its_slide_does(tmp_path: Path, here: None, unit: str | None, pixel: float) -> None:
+    """As a viewer places them: of whole slide, region and level, each pixel's centre is where the slide says."""
+    first = (-100 * pixel, 30 * pixel)
+    source = write_ome(tmp_path / "slide.zarr", unit, pixel, first)
+    region = rs.Window(y=41, x=80, height=50, width=60)
+    in_mask_unit = 1.0 if unit is None else 0.5 / pixel
+    for n, (options, corner, step) in enumerate(
+        [({}, (0, 0), 1), ({"region": region}, (41, 80), 1), ({"level": 1, "region": region}, (40, 80), 2)]
+    ):
+        out = tmp_path / f"{n}.zarr"
+        infer(source, model=identity(), out=out, **options, **SETTINGS)
+        told = attributes(out)["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+        assert told[0]["scale"] == pytest.approx([step * pixel * in_mask_unit] * 2)
+        centre = [f + pixel * (c + (step - 1) / 2) for f, c in zip(first, corner, strict=True)]
+        assert told[1]["translation"] == pytest.approx([c * in_mask_unit for c in centre])
 
 
 def test_the_models_pixel_size_decides_unless_told_otherwise(

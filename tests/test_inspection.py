@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raysegment.cli.app import app
-from raysegment.errors import InputError
+from raysegment.errors import InputError, UsageError
 from raysegment.inspection import image as image_module
 from raysegment.inspection import inspect
 from raysegment.inspection.text import MOST_ROWS, as_text
@@ -288,3 +288,19 @@ def test_the_command(tmp_path: Path, dataset: Path) -> None:
     missing = CliRunner().invoke(app, ["inspect", str(tmp_path / "none.tif")])
     assert missing.exit_code == 2
     assert missing.stderr.count("\n") == 1
+
+
+def test_one_plane_of_a_stack(tmp_path: Path, dataset: Path) -> None:
+    stack = zarr.create_array(
+        tmp_path / "a.zarr", shape=(3, 20, 30), dtype="u1", dimension_names=("z", "y", "x")
+    )
+    stack[:] = np.arange(3)[:, None, None]
+    with pytest.raises(UsageError, match="--select z=0"):
+        inspect(tmp_path / "a.zarr")
+    found = json.loads(
+        CliRunner().invoke(app, ["inspect", str(tmp_path / "a.zarr"), "--select", "z=2", "--json"]).stdout
+    )
+    assert found["axes"] == {"z": 3, "y": 20, "x": 30}
+    assert found["channels"][0]["max"] == 2
+    with pytest.raises(UsageError, match="--select is for images"):
+        inspect(dataset, select={"z": 0})

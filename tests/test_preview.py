@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from masks import write_tiff_mask, write_zarr_mask
@@ -408,3 +409,27 @@ def test_the_command(tmp_path: Path, scene: tuple[Path, Path]) -> None:
     assert found["region"] == [20, 10, 50, 40]
     assert found["shape"] == list(pixels_of(tmp_path / "p.png").shape[:2])
     assert CliRunner().invoke(app, ["preview", *map(str, scene)]).exit_code == 2
+
+
+def test_one_plane_of_a_stack_is_drawn(tmp_path: Path, scene: tuple[Path, Path]) -> None:
+    """Of the image alone, whose mask is of that plane; and of both."""
+    for name, path in zip(("image", "mask"), scene, strict=True):
+        plane = open_raster(path).read(Window(y=0, x=0, height=64, width=96))
+        stack = zarr.create_array(
+            tmp_path / f"{name}.zarr",
+            shape=(3, *plane.shape),
+            dtype="u1",
+            dimension_names=("z", "y", "x", "c"),
+            attributes={"nodata": {"image": 0, "mask": 255}[name]},
+        )
+        stack[1] = plane
+    preview(*scene, out=tmp_path / "flat.png")
+    with pytest.raises(UsageError, match="--select z=0"):
+        preview(tmp_path / "image.zarr", scene[1], out=tmp_path / "a.png")
+    words = ["preview", f"{tmp_path}/image.zarr", str(scene[1]), "--out", f"{tmp_path}/a.png"]
+    assert CliRunner().invoke(app, [*words, "--select", "z=1"]).exit_code == 0
+    np.testing.assert_array_equal(pixels_of(tmp_path / "a.png"), pixels_of(tmp_path / "flat.png"))
+    with pytest.raises(UsageError, match="--select z=0"):
+        preview(tmp_path / "image.zarr", tmp_path / "mask.zarr", out=tmp_path / "b.png")
+    both = preview(tmp_path / "image.zarr", tmp_path / "mask.zarr", out=tmp_path / "b.png", select={"z": 1})
+    assert list(both.classes.values()) == pytest.approx([5480 / 6080, 600 / 6080])

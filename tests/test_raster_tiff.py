@@ -7,7 +7,9 @@ import threading
 import warnings
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import PIL.Image
 import pytest
 import rasterio
 import tifffile
@@ -20,6 +22,7 @@ from raysegment import console
 from raysegment.errors import InputError, ReadError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.raster import Raster, open_raster
+from raysegment.raster.tiff import TiffRaster
 from raysegment.storage.byte_file import ByteFile
 
 HEIGHT, WIDTH = 150, 131
@@ -255,8 +258,11 @@ def test_pages_of_one_size_are_a_stack(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "s.tif") as tif:
         for page in stack:
             tif.write(page, metadata=None)
-    with pytest.raises(UsageError, match="--select page=0"):
+    with pytest.raises(UsageError, match=r"--select page=0; if they are channels, .* OME-TIFF"):
         open_raster(tmp_path / "s.tif")
+    tifffile.imwrite(tmp_path / "q.tif", stack, photometric="minisblack")
+    with pytest.raises(UsageError, match=r"--select q=0; if they are channels, .* OME-TIFF"):
+        open_raster(tmp_path / "q.tif")
     raster = open_raster(tmp_path / "s.tif", select={"page": 3})
     np.testing.assert_array_equal(raster.read(whole(raster))[:, :, 0], stack[3])
 
@@ -440,10 +446,97 @@ def test_resolution_tags_count_where_plausible(
     assert open_raster(tmp_path / "x.tif").pixel_size == expected
 
 
+@pytest.mark.parametrize(("mpp", "expected"), [("0.4990", 0.499), ("0,2520", 0.252), ("1", 1.0), ("0", None)])
+def test_aperio_pixel_sizes(tmp_path: Path, mpp: str, expected: float | None) -> None:
+    about = f"Aperio Image Library v11.2.1\r\n50x40 Q=70|AppMag = 20|MPP = {mpp}|Left = 25,691574"
+    tifffile.imwrite(tmp_path / "x.svs", pattern("uint8"), description=about, metadata=None, tile=(32, 32))
+    raster = open_raster(tmp_path / "x.svs")
+    assert raster.format == "SVS slide"
+    assert raster.pixel_size == (None if expected is None else (expected, expected, "um"))
+
+
 def test_ome_pixel_sizes_are_in_micrometres(tmp_path: Path) -> None:
     metadata = {"axes": "YX", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.5}
     tifffile.imwrite(tmp_path / "x.ome.tif", pattern("uint8")[:, :, 0], metadata=metadata)
     assert open_raster(tmp_path / "x.ome.tif").pixel_size == (0.5, 0.25, "um")
+
+
+@pytest.mark.parametrize("unit", ["µm", "&#181;m", "&#x3bc;m"])
+def test_a_unit_of_ome_xml_may_be_escaped(tmp_path: Path, unit: str) -> None:
+    size = f'PhysicalSizeX="0.25" PhysicalSizeXUnit="{unit}" PhysicalSizeY="0.25" PhysicalSizeYUnit="{unit}"'
+    text = _OME.format(own="x", planes="<TiffData/>").replace('SizeC="2"', f'SizeC="1" {size}')
+    pixels = np.zeros((40, 50), np.uint8)
+    tifffile.imwrite(tmp_path / "x.ome.tif", pixels, description=text.encode(), metadata=None)
+    assert open_raster(tmp_path / "x.ome.tif").pixel_size == (0.25, 0.25, "um")
+
+
+@pytest.mark.parametrize("transformed", [True, False], ids=["of RGB", "of YCbCr"])
+def test_aperio_ycbcr_becomes_rgb(tmp_path: Path, transformed: bool) -> None:
+    """JPEG 2000 of the kind 33003 holds YCbCr, though its header says RGB; what some other writer made of RGB stays."""
+    rgb = np.asarray(PIL.Image.fromarray(pattern("uint8")[..., :3]).resize((96, 80)))
+    stored = rgb if transformed else np.asarray(PIL.Image.fromarray(rgb).convert("YCbCr"))
+    pieces = [
+        imagecodecs.jpeg2k_encode(
+            np.pad(tile, ((0, 64 - tile.shape[0]), (0, 64 - tile.shape[1]), (0, 0))),
+            level=0, reversible=True, codecformat="J2K", mct=transformed,
+        )
+        for tile in (stored[y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64))
+    ]  # fmt: skip
+    tifffile.imwrite(
+        tmp_path / "x.svs", iter(pieces), shape=rgb.shape, dtype="u1", compression=33003, photometric="rgb",
+        tile=(64, 64), metadata=None, description="Aperio Image Library v10.0.50\r\n96x80 J2K/YUV16",
+    )  # fmt: skip
+    raster = open_raster(tmp_path / "x.svs")
+    got = raster.read(whole(raster)).astype(int)
+    assert np.abs(got - rgb).max() <= (0 if transformed else 3)  # YCbCr of 8 bits is not exact
+
+
+def macro_and_slide() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 255, (30, 90, 3), np.uint8), rng.integers(0, 255, (100, 80, 3), np.uint8)
+
+
+def test_a_leica_slide_is_not_its_macro(tmp_path: Path) -> None:
+    """They begin with a picture of the whole glass."""
+    macro, slide = macro_and_slide()
+    images = "".join(
+        f'<image name="{name}"><pixels><dimension r="0" ifd="{ifd}"/></pixels></image>'
+        for ifd, name in enumerate(("macro", "area"))
+    )
+    xmlns = "http://www.leica-microsystems.com/scn/2010/10/01"
+    about = f'<scn xmlns="{xmlns}"><collection>{images}</collection></scn>'
+    with tifffile.TiffWriter(tmp_path / "x.scn", bigtiff=True) as tif:
+        tif.write(macro, metadata=None, description=about, resolution=(600, 600), resolutionunit=3)
+        tif.write(slide, metadata=None, tile=(32, 32), resolution=(20_000, 20_000), resolutionunit=3)
+    raster = open_raster(tmp_path / "x.scn")
+    assert isinstance(raster, TiffRaster)
+    assert raster.format == "SCN slide"
+    np.testing.assert_array_equal(raster.read(whole(raster)), slide)
+    assert raster.pixel_size == (0.5, 0.5, "um")
+    assert raster.other_images == (("macro", Size(30, 90)),)
+
+
+def test_the_largest_image_of_an_ome_tiff_is_read_at_its_own_pixel_size(tmp_path: Path) -> None:
+    macro, slide = macro_and_slide()
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tif:
+        tif.write(macro, metadata={"axes": "YXS", "Name": "macro", "PhysicalSizeX": 20, "PhysicalSizeY": 20})
+        tif.write(slide, metadata={"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5})
+    raster = open_raster(tmp_path / "x.ome.tif")
+    assert isinstance(raster, TiffRaster)
+    np.testing.assert_array_equal(raster.read(whole(raster)), slide)
+    assert raster.pixel_size == (0.5, 0.25, "um")
+    assert raster.other_images == (("macro", Size(30, 90)),)
+
+
+def test_of_images_of_one_size_the_first_is_read(tmp_path: Path) -> None:
+    _, slide = macro_and_slide()
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tif:
+        tif.write(slide, metadata={"axes": "YXS", "Name": "first"})
+        tif.write(255 - slide, metadata={"axes": "YXS", "Name": "second"})
+    raster = open_raster(tmp_path / "x.ome.tif")
+    assert isinstance(raster, TiffRaster)
+    np.testing.assert_array_equal(raster.read(whole(raster)), slide)
+    assert raster.other_images == (("second", Size(100, 80)),)
 
 
 # ---- what is broken

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from raysegment.errors import InputError, ReadError, UsageError
 from raysegment.geometry import Size, Window
 from raysegment.raster import open_raster
+from raysegment.raster.zarr import ZarrRaster
 
 HEIGHT, WIDTH = 70, 90
 _KINDS = ("time", "channel", "space", "space", "space")
@@ -200,6 +201,26 @@ def test_ome_zarr_levels_and_pixel_size(tmp_path: Path) -> None:
 def test_ome_zarr_units(tmp_path: Path, unit: str | None, expected: tuple[float, float, str | None]) -> None:
     ome_zarr(tmp_path / "a.zarr", unit=unit)
     assert open_raster(tmp_path / "a.zarr").pixel_size == expected
+
+
+def test_translations_are_told_in_pixels(tmp_path: Path) -> None:
+    """The data set's own scale and translation come before the pyramid's."""
+    ome_zarr(tmp_path / "a.zarr")
+    file = tmp_path / "a.zarr" / "zarr.json"
+    metadata = json.loads(file.read_text())
+    scales = metadata["attributes"]["ome"]["multiscales"][0]
+    scales["datasets"][0]["coordinateTransformations"].append(
+        {"type": "translation", "translation": [0, 1000, -250]}
+    )
+    scales["coordinateTransformations"] = [
+        {"type": "scale", "scale": [1, 2, 4]},
+        {"type": "translation", "translation": [0, 500, 0]},
+    ]
+    file.write_text(json.dumps(metadata))
+    raster = open_raster(tmp_path / "a.zarr")
+    assert isinstance(raster, ZarrRaster)
+    assert raster.pixel_size == (1.0, 1.0, "um")
+    assert raster.offset == (2.5, -1.0)  # (1000 · 2 + 500) nm in pixels of 1000 nm
 
 
 def test_a_place_on_the_map_is_read_back(tmp_path: Path) -> None:

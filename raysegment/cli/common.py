@@ -19,6 +19,7 @@ from raysegment.cli.config import load_config, shown
 from raysegment.cli.remote import OPTIONS as REMOTE
 from raysegment.cli.remote import Places, perform
 from raysegment.cli.root import Root, guarded
+from raysegment.errors import UsageError
 
 
 class Result(Protocol):
@@ -30,6 +31,22 @@ class Result(Protocol):
     def summary(self) -> str: ...
 
     def to_json(self) -> dict[str, Any]: ...
+
+
+#: An option of every command that opens images: one (y, x, channel) plane of those with further axes.
+Select = Annotated[
+    str | None, typer.Option(metavar="z=0,t=0", help="Which plane of an image with further axes.")
+]
+
+
+def selection(text: str | None) -> dict[str, int] | None:
+    """What `--select` says: axis → index. Raises UsageError."""
+    if text is None:
+        return None
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(axis and sign and index.strip().isdecimal() for axis, sign, index in pairs):
+        raise UsageError(f"--select {text!r}: give axis=index pairs, such as z=0,t=0")
+    return {axis.strip(): int(index) for axis, _, index in pairs}
 
 
 app = typer.Typer(

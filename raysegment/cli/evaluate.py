@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from raysegment.cli.common import Places, Result, command
+from raysegment.cli.common import Places, Result, Select, command, selection
 
 
 @command(
@@ -36,6 +36,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="FILE.toml", help="Which value or colour of the truth is which class."),
     ] = None,
+    select: Select = None,
 ) -> Result:
     """Score a mask against the truth, per class and over all.
 
@@ -45,4 +46,4 @@ def evaluate(
     """
     from raysegment.evaluation import evaluate as run
 
-    return run(prediction, truth, classes=classes)
+    return run(prediction, truth, classes=classes, select=selection(select))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from raysegment.cli.common import Places, Result, command
+from raysegment.cli.common import Places, Result, Select, command, selection
 from raysegment.errors import NotBuiltError, UsageError
 from raysegment.geometry import Window
 
@@ -106,9 +106,7 @@ def infer(
         str | None,
         typer.Option(help="Folder or URL for unfinished work, seen by all workers.  [default: OUT.scratch]"),
     ] = None,
-    select: Annotated[
-        str | None, typer.Option(metavar="z=0,t=0", help="Which plane of an image with further axes.")
-    ] = None,
+    select: Select = None,
     polygons: Annotated[str | None, typer.Option(hidden=True)] = None,
     into_labels: Annotated[str | None, typer.Option(hidden=True)] = None,
     overwrite: Annotated[
@@ -128,7 +126,7 @@ def infer(
     for option, asked in (("--polygons", polygons), ("--into-labels", into_labels)):
         if asked is not None:
             raise NotBuiltError(f"{option} {asked}: not built yet")
-    count, plane = _auto_or_count(workers, "--workers"), _selection(select)
+    count, plane = _auto_or_count(workers, "--workers"), selection(select)
     options: Options = {
         "tile": tile,
         "overlap": overlap,
@@ -177,15 +175,6 @@ def _auto_or_count(text: str, option: str) -> int | Literal["auto"]:
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"{option} {text!r}: give auto or a number from 1")
     return int(text)
-
-
-def _selection(text: str | None) -> dict[str, int] | None:
-    if text is None:
-        return None
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(axis and sign and index.isdecimal() for axis, sign, index in pairs):
-        raise UsageError(f"--select {text!r}: give axis=index pairs, such as z=0,t=0")
-    return {axis.strip(): int(index) for axis, _, index in pairs}
 
 
 def _pixel_size(text: str | None) -> float | Literal["native"] | None:

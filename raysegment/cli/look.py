@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from raysegment.cli.common import Result, command
+from raysegment.cli.common import Result, Select, command, selection
 
 
 @command(
@@ -25,6 +25,7 @@ def inspect(
     classes: Annotated[
         str | None, typer.Option(metavar="FILE.toml", help="What the masks of a training set mean.")
     ] = None,
+    select: Select = None,
 ) -> Result:
     """Say what an image, a training set, a model or a mask holds.
 
@@ -32,7 +33,7 @@ def inspect(
     """
     from raysegment.inspection import inspect as run
 
-    return run(path, classes=classes)
+    return run(path, classes=classes, select=selection(select))
 
 
 @command(
@@ -58,6 +59,7 @@ def preview(
     layout: Annotated[
         Literal["overlay", "side"], typer.Option(help="Mask over the image, or beside it.")
     ] = "overlay",
+    select: Select = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that is there.")] = False,
 ) -> Result:
     """Draw a mask over its image, at any zoom, without loading either."""
@@ -68,4 +70,13 @@ def preview(
     if region is not None:
         x, y, width, height = region
         window = Window(y=y, x=x, height=height, width=width)
-    return run(image, mask, out=out, region=window, max_size=max_size, layout=layout, overwrite=overwrite)
+    return run(
+        image,
+        mask,
+        out=out,
+        region=window,
+        max_size=max_size,
+        layout=layout,
+        select=selection(select),
+        overwrite=overwrite,
+    )

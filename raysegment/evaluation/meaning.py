@@ -18,7 +18,7 @@ from raysegment.errors import InputError
 from raysegment.geometry import Size
 from raysegment.mask.coding import Coding, read_coding
 from raysegment.model.spec import default_classes
-from raysegment.raster import open_raster
+from raysegment.raster.open import open_plane
 
 if TYPE_CHECKING:
     from raysegment.raster import Raster
@@ -39,8 +39,8 @@ class Side:
     coding: Coding | None
 
     @classmethod
-    def open(cls, role: str, path: str | os.PathLike[str]) -> Side:
-        return cls(role, str(path), open_raster(path), read_coding(path))
+    def open(cls, role: str, path: str | os.PathLike[str], select: Mapping[str, int] | None) -> Side:
+        return cls(role, str(path), open_plane(path, select), read_coding(path))
 
     @property
     def size(self) -> Size:

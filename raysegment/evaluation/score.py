@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from raysegment.classes import IGNORE, ClassMap
+from raysegment.errors import UsageError
 from raysegment.evaluation.alignment import Alignment
 from raysegment.evaluation.counts import Counts, count_pairs
 from raysegment.evaluation.meaning import MISS, Side, classes_named, meanings
@@ -77,18 +78,24 @@ def evaluate(
     truth: str | os.PathLike[str],
     *,
     classes: str | os.PathLike[str] | ClassMap | None = None,
+    select: Mapping[str, int] | None = None,
 ) -> EvaluateResult:
     """Score the mask `prediction` against `truth`, both of any readable format and size.
 
     The truth's pixel values get their classes from `classes` (a classes file), or from its own coding if it
     is a mask of ours, or from the source values in the prediction's coding, or they are class indices.
     A mask of a region is compared with that region of the truth, a mask of another resolution at the truth's: each
-    pixel of the truth with the one of the mask under its centre. Raises InputError when the sizes do not fit or a
-    value belongs to no class.
+    pixel of the truth with the one of the mask under its centre. `select`: the plane of either that has further axes,
+    {"z": 0}. Raises InputError when the sizes do not fit or a value belongs to no class, UsageError for a `select`
+    that does not fit.
     """
     mapping = classes if classes is None or isinstance(classes, ClassMap) else ClassMap.load(classes)
-    p, t = Side.open("prediction", prediction), Side.open("truth", truth)
+    p, t = Side.open("prediction", prediction, select), Side.open("truth", truth, select)
     try:
+        if select and not p.raster.select and not t.raster.select:
+            raise UsageError(
+                f"--select fits neither {prediction} nor {truth}, which are one plane: leave it out"
+            )
         named = classes_named(p, t, mapping)
         counts = count_pairs(p.raster, t.raster, Alignment.of(p, t), named)
         return _scored(counts, *meanings(p, t, counts.predicted_codes, counts.truth_codes, mapping))

@@ -16,6 +16,7 @@ from raysegment.inference.request import choose_channels, choose_region
 from raysegment.raster import open_raster
 from raysegment.raster.resolution import choose_sampling
 from raysegment.raster.sampling import Sampling, sampled
+from raysegment.raster.tiff import TiffRaster
 from raysegment.raster.transcoded import open_transcoded
 from raysegment.raster.validity import declare_nodata
 from raysegment.storage import Location, location
@@ -58,6 +59,7 @@ class Image:
             raise UsageError(
                 f"--out {out} and the source {stored.path} lie in one another: name another output"
             )
+        _tell_of_others(stored)
         sampling, remark = choose_sampling(
             stored, level=request.level, pixel_size=request.pixel_size, trained=spec.pixel_size
         )
@@ -106,6 +108,23 @@ class Image:
             "foreground": self.foreground.digest if self.foreground is not None else None,
             "region": [region.y, region.x, region.height, region.width],
         }
+
+
+def _tell_of_others(stored: Raster) -> None:
+    """Say which image of the file is read where another is as good a guess: an area of a slide, a well's field."""
+    if not isinstance(stored, TiffRaster) or stored.format not in ("OME-TIFF", "SCN slide"):
+        return
+    height, width, _ = stored.shape
+    alike = [
+        f"{name} ({s.height} × {s.width} px)"
+        for name, s in stored.other_images
+        if s.area * 10 > height * width
+    ]
+    if alike:
+        console.warn(
+            f"{stored.path} holds further images, which are not read: {', '.join(alike[:4])}"
+            f"{', …' if len(alike) > 4 else ''}; read is the one of {height} × {width} px"
+        )
 
 
 def _overlap(out: Location, source: Location) -> bool:

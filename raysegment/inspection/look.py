@@ -39,22 +39,32 @@ class InspectResult:
         return f"{self.path}: {self.kind}\n{as_text(self.facts)}"
 
 
-def inspect(path: str | os.PathLike[str], *, classes: str | os.PathLike[str] | None = None) -> InspectResult:
+def inspect(
+    path: str | os.PathLike[str],
+    *,
+    classes: str | os.PathLike[str] | None = None,
+    select: Mapping[str, int] | None = None,
+) -> InspectResult:
     """Look at an image, a training set in any of its forms, a model or a mask.
 
     Of an image a few windows are read, of a mask every pixel, of a training set every mask. `classes`: a classes file
-    by which the masks of a training set are read. Raises InputError when there is nothing that can be understood,
-    UsageError for `classes` beside anything but a training set.
+    by which the masks of a training set are read; `select`: the plane of an image with further axes, {"z": 0}. Raises
+    InputError when there is nothing that can be understood, UsageError for `classes` beside anything but a training
+    set, and for a `select` that does not fit.
     """
     place = location(path)
     with before_work():
-        kind, facts = _looked_at(place, None if classes is None else os.fspath(classes))
+        kind, facts = _looked_at(place, None if classes is None else os.fspath(classes), select)
     if classes is not None and kind != "dataset":
         raise UsageError(f"--classes {classes} is for training sets, and {path} is a {kind}: leave it out")
+    if select and kind in ("dataset", "model"):
+        raise UsageError(f"--select is for images, and {path} is a {kind}: leave it out")
     return InspectResult(kind, str(path), facts)
 
 
-def _looked_at(path: Location, classes: str | None) -> tuple[Kind, Mapping[str, Any]]:
+def _looked_at(
+    path: Location, classes: str | None, select: Mapping[str, int] | None
+) -> tuple[Kind, Mapping[str, Any]]:
     if path.suffix.lower() in _MODELS and not path.is_dir():
         from raysegment.inspection.model import model_facts
 
@@ -77,7 +87,7 @@ def _looked_at(path: Location, classes: str | None) -> tuple[Kind, Mapping[str, 
     from raysegment.mask.coding import read_coding, read_field
     from raysegment.raster import open_raster
 
-    raster = open_raster(path)
+    raster = open_raster(path, select=select)
     try:
         coding = read_coding(path)
         if coding is None:

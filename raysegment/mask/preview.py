@@ -18,6 +18,7 @@ from raysegment.mask.drawing import Scene, draw, save, stretched
 from raysegment.mask.overview import NOTHING, Area, classes_of, mode_picture
 from raysegment.model.spec import Class
 from raysegment.raster import open_raster
+from raysegment.raster.open import open_plane
 from raysegment.raster.overview import mean_picture
 
 if TYPE_CHECKING:
@@ -71,20 +72,21 @@ def preview(
     region: Window | None = None,
     max_size: int = 1024,
     layout: Layout = "overlay",
+    select: Mapping[str, int] | None = None,
     overwrite: bool = False,
 ) -> PreviewResult:
     """Draw `mask` over `image` as a PNG, its longer edge about `max_size` pixels, with a legend below.
 
     `region`: full-resolution pixels of the image; by default what the mask covers. `layout` "side" puts image
-    and mask beside each other. The nearest pyramid level is read, or the image is streamed and averaged. Where
-    the image has no data the picture is transparent; where the mask has none it is hatched. Raises UsageError
-    (`out`, `region`, `max_size`), OutputExistsError (without `overwrite`) and InputError (unreadable, or the two
-    do not fit).
+    and mask beside each other. `select`: the plane of an image, and of a mask, with further axes: {"z": 0}. The
+    nearest pyramid level is read, or the image is streamed and averaged. Where the image has no data the picture is
+    transparent; where the mask has none it is hatched. Raises UsageError (`out`, `region`, `max_size`, `select`),
+    OutputExistsError (without `overwrite`) and InputError (unreadable, or the two do not fit).
     """
     target = _target(Path(out), overwrite)
     if max_size < 16:
         raise UsageError(f"a picture of {max_size} px is too small: give a max size of 16 px or more")
-    under, over, coding = open_raster(image), open_raster(mask), read_coding(mask)
+    under, over, coding = open_raster(image, select=select), open_plane(mask, select), read_coding(mask)
     try:
         place = Placement.of(under, over, coding)
         shown = place.covers if region is None else _inside(region, under)

@@ -49,6 +49,8 @@ class MaskHeader:
     """What could not be read, in full-resolution source pixels."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Full-resolution source pixels per pixel of the mask, (y, x)."""
+    source_offset: tuple[float, float] = (0.0, 0.0)
+    """(y, x) of the centre of the source's first pixel in the source's own space, in full-resolution pixels."""
     pixel_size: PixelSize | None = None
     crs: str | None = None
     transform: Transform | None = None
@@ -244,7 +246,7 @@ def placement(header: MaskHeader) -> dict[str, Any]:
 
 def multiscale(header: MaskHeader, levels: int, *, has_channels: bool = False) -> dict[str, Any]:
     """OME-Zarr 0.5 ``multiscales`` entry of `levels` levels (y, x), or (c, y, x)."""
-    pixel_y, pixel_x, unit = header.pixel_size or (1.0, 1.0, None)
+    pixel_y, pixel_x, unit = header.pixel_size or (*header.scale, None)
     axes: list[dict[str, str]] = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
     if unit in _OME_UNITS:
         axes = [{**axis, "unit": _OME_UNITS[unit]} for axis in axes]
@@ -252,20 +254,32 @@ def multiscale(header: MaskHeader, levels: int, *, has_channels: bool = False) -
     return {
         "name": header.name,
         "axes": [*leading, *axes],
-        "datasets": list(_datasets(levels, (pixel_y, pixel_x), header.origin, len(leading))),
+        "datasets": list(_datasets(levels, (pixel_y, pixel_x), _first_edge(header), len(leading))),
     }
 
 
+def _first_edge(header: MaskHeader) -> tuple[float, float]:
+    """(y, x) of the mask's top left edge in the source's own space, in pixels of the mask.
+
+    A translation places the centre of a pixel, so the source's own edge lies half of one of its pixels before it.
+    """
+    y, x = (
+        origin + (offset - 0.5) / scale
+        for origin, offset, scale in zip(header.origin, header.source_offset, header.scale, strict=True)
+    )
+    return y, x
+
+
 def _datasets(
-    levels: int, pixel: tuple[float, float], origin: tuple[int, int], leading: int
+    levels: int, pixel: tuple[float, float], edge: tuple[float, float], leading: int
 ) -> Iterator[dict[str, Any]]:
-    """Scale and place of each level; a pixel of a higher level lies at the centre of those it stands for."""
+    """Scale and place of each level, whose first pixels all begin at `edge`; places are of pixels' centres."""
     for level in range(levels):
         factor = 2**level
         transformations: list[dict[str, Any]] = [
             {"type": "scale", "scale": [*[1.0] * leading, *(p * factor for p in pixel)]}
         ]
-        place = [p * (o + (factor - 1) / 2) for p, o in zip(pixel, origin, strict=True)]
+        place = [p * (e + factor / 2) for p, e in zip(pixel, edge, strict=True)]
         if any(place):
             transformations.append({"type": "translation", "translation": [*[0.0] * leading, *place]})
         yield {"path": str(level), "coordinateTransformations": transformations}

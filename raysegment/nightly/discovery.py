@@ -23,7 +23,10 @@ from raysegment.storage.objects import before_work, has_magic, is_passing
 from raysegment.storage.remote import remote
 
 #: What counts as an image where a whole folder is named.
-SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".png", ".jpg", ".jpeg", ".zarr")
+SUFFIXES = (
+    ".tif", ".tiff", ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".scn", ".bif", ".qptiff",
+    ".png", ".jpg", ".jpeg", ".zarr",
+)  # fmt: skip
 #: Images that a storage must refuse before it is taken to refuse all that lie there.
 _REFUSED = 4
 _ZARR = ("zarr.json", ".zgroup", ".zarray")

@@ -22,6 +22,8 @@ _SHORT = {name: short for short, names in _MEANING.items() for name in names}
 #: A trailing or leading axis of at most this many entries is taken for the channels of an unnamed 3-D array.
 MOST_CHANNELS = 16
 _PIXELS = ("y", "x", "c")
+#: Axes of TIFF pages of which the file says no more than their number.
+_UNNAMED = ("page", "q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +77,19 @@ def resolve(names: Sequence[str], sizes: Sequence[int], select: Mapping[str, int
     open_ = [short[i] for i in planar if sizes[i] != 1 and short[i] not in wanted]
     if open_:
         example = ",".join(f"{name}=0" for name in open_)
-        raise UsageError(f"{path} has the axes ({shown}): choose one plane, e.g. --select {example}")
+        raise UsageError(
+            f"{path} has the axes ({shown}): choose one plane, e.g. --select {example}{_hint(open_)}"
+        )
     fixed = {i: wanted.get(short[i], 0) for i in planar}
     channel = None if "c" not in short or "c" in wanted else short.index("c")
     return Axes(short.index("y"), short.index("x"), channel, fixed)
+
+
+def _hint(open_: Sequence[str]) -> str:
+    """What to do where pages that nothing names may be channels."""
+    if set(open_).isdisjoint(_UNNAMED):
+        return ""
+    return "; if they are channels, let the file say so, as an OME-TIFF with the axes CYX does"
 
 
 def guess_names(sizes: Sequence[int], path: str, select: Mapping[str, int] | None = None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ under a microscope.
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import math
 import re
@@ -192,11 +193,14 @@ def _nodata(page: TiffPage) -> float | None:
 
 
 def _microscope_pixel_size(tif: TiffFile, page: TiffPage) -> PixelSize | None:
-    if tif.is_ome and (found := _ome_pixel_size(tif.ome_metadata or "")):
+    if tif.is_ome and (found := _ome_pixel_size(tif.ome_metadata or "", page)):
         return found
-    aperio = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description)
-    if aperio and float(aperio[1]) > 0:
-        return (float(aperio[1]), float(aperio[1]), "um")
+    aperio = re.search(r"\bMPP\s*=\s*(\d*[.,]?\d+)", page.description)
+    edge = (
+        float(aperio[1].replace(",", ".")) if aperio else 0.0
+    )  # scanners write numbers as their country does
+    if edge > 0:
+        return (edge, edge, "um")
     y, x = (_ratio(page.tags.valueof(tag)) for tag in (_Y_RESOLUTION, _X_RESOLUTION))
     if not x or not y:
         return None
@@ -211,17 +215,18 @@ def _microscope_pixel_size(tif: TiffFile, page: TiffPage) -> PixelSize | None:
     return size if tif.is_imagej or max(size[:2]) <= _MOST_MICROSCOPIC_UM else None
 
 
-def _ome_pixel_size(xml: str) -> PixelSize | None:
-    """PhysicalSizeX/Y of the first image. The unit's default is µm by the OME schema."""
-    found: dict[str, Any] = {}
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
-    for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeXUnit", "PhysicalSizeYUnit"):
-        value = re.search(rf'\b{name}="([^"]*)"', pixels[0]) if pixels else None
-        found[name] = value[1] if value else None
+def _ome_pixel_size(xml: str, page: TiffPage) -> PixelSize | None:
+    """PhysicalSizeX/Y of the image of the page's size, else of the first. The schema's default unit is µm."""
+    images = [
+        {name: html.unescape(value) for name, value in re.findall(r'\b(\w+)="([^"]*)"', pixels)}
+        for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
+    ]
+    size = {"SizeX": str(page.imagewidth), "SizeY": str(page.imagelength)}
+    found = next((i for i in images if size.items() <= i.items()), images[0] if images else {})
     sizes = []
     for axis in ("Y", "X"):
-        number = found[f"PhysicalSize{axis}"]
-        unit = micrometres(found[f"PhysicalSize{axis}Unit"] or "µm")
+        number = found.get(f"PhysicalSize{axis}")
+        unit = micrometres(found.get(f"PhysicalSize{axis}Unit") or "µm")
         if number is None or unit is None or not float(number) > 0:
             return None
         sizes.append(float(number) * unit)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raysegment.errors import GoneError, InputError
+from raysegment.errors import GoneError, InputError, UsageError
 from raysegment.storage import Url, location
 from raysegment.storage.objects import before_work, open_bytes
 
@@ -50,6 +50,19 @@ def open_raster(path: str | os.PathLike[str], *, select: Mapping[str, int] | Non
     from raysegment.raster.picture import PictureRaster
 
     return PictureRaster(str(place), chosen)
+
+
+def open_plane(path: str | os.PathLike[str], select: Mapping[str, int] | None) -> Raster:
+    """Open a mask that may be a stack as its image is: at `select` where it has such axes, else as it is.
+
+    Raises what :func:`open_raster` does.
+    """
+    try:
+        return open_raster(path)
+    except UsageError:
+        if not select:
+            raise
+        return open_raster(path, select=select)
 
 
 def _open_url(url: Url, select: Mapping[str, int]) -> Raster:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysegment.errors import InputError
+from raysegment.geometry import Size
 from raysegment.raster.axes import resolve
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _REDUCED, _MASK = 1, 4  # bits of NewSubfileType, TIFF 6.0 p. 36
 #: tifffile's names of series in which a page says itself what it is.
 _SELF_DESCRIBED = ("generic", "uniform")
 _MAY_HAVE_MASKS = (*_SELF_DESCRIBED, "shaped")
+_GLASS_FIRST = ("scn", "ome")
 _AXIS_NAMES = {"Y": "y", "X": "x", "C": "c", "S": "c", "T": "t", "Z": "z", "I": "page"}
 
 
@@ -35,7 +37,7 @@ def find_levels(tif: TiffFile, select: Mapping[str, int], path: str) -> tuple[Le
     """The levels of the first image of the file, full resolution first. Raises InputError, UsageError."""
     if not tif.series:
         raise InputError(f"{path} is a TIFF without an image")
-    series = tif.series[0]
+    series = main_series(tif)
     # Microscopes' own formats, thousands of pages some of them, have no use for mask pages.
     pages = _all_pages(tif) if series.kind in _MAY_HAVE_MASKS else []
     if series.kind in _SELF_DESCRIBED:
@@ -44,6 +46,25 @@ def find_levels(tif: TiffFile, select: Mapping[str, int], path: str) -> tuple[Le
         levels = [_of_series(level, select, path) for level in series.levels]
     masks = [p for p in pages if p.subfiletype & _MASK]
     return tuple(LevelPages(tuple(found), _mask_for(found[0][0].keyframe, masks)) for found in levels)
+
+
+def main_series(tif: TiffFile) -> TiffPageSeries:
+    """The image of the file: the first or, in formats that may begin with a picture of the whole glass, the largest."""
+    found = tif.series
+    return max(found, key=_area) if found[0].kind in _GLASS_FIRST else found[0]
+
+
+def other_images(tif: TiffFile) -> tuple[tuple[str, Size], ...]:
+    """Name and size of each further image of a file whose metadata name them: labels, thumbnails, other areas."""
+    main = main_series(tif)
+    if main.kind in _MAY_HAVE_MASKS:
+        return ()
+    others = [(s.name, s.keyframe) for s in tif.series if s is not main]
+    return tuple((name, Size(key.imagelength, key.imagewidth)) for name, key in others)
+
+
+def _area(series: TiffPageSeries) -> int:
+    return series.keyframe.imagelength * series.keyframe.imagewidth
 
 
 def _all_pages(tif: TiffFile) -> list[TiffPage]:

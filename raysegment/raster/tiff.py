@@ -16,7 +16,7 @@ from raysegment.raster.beside import mask_beside, place_identity
 from raysegment.raster.georeference import Georeference, georeference_of
 from raysegment.raster.identity import path_identity
 from raysegment.raster.page import Page
-from raysegment.raster.pyramid import LevelPages, find_levels
+from raysegment.raster.pyramid import LevelPages, find_levels, other_images
 from raysegment.raster.segment_cache import DECODED
 from raysegment.raster.stored import Stored
 from raysegment.raster.validity import representable, valid_pixels
@@ -154,6 +154,8 @@ class TiffRaster:
         self._absent = self.nodata if self.nodata is not None else 0
         self.alpha = _alpha(first) if len(main.pages) == 1 else None
         self.palette = _palette(first)
+        self.other_images = other_images(tif)
+        """Name and size of each further image of the file, which is not read: labels, thumbnails, other areas."""
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         """Pixels as stored (height, width, channels); 1-bit samples as uint8 0 and 1. Raises ReadError."""

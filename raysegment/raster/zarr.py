@@ -21,6 +21,7 @@ from raysegment.raster.zarr_metadata import (
     names_by_parent,
     nodata,
     ome_axes,
+    ome_offset,
     ome_pixel_size,
     spatial_transform,
 )
@@ -53,6 +54,8 @@ class ZarrRaster:
     palette: tuple[tuple[int, int, int], ...] | None = None
     alpha: int | None = None
     pixel_size: PixelSize | None = None
+    offset: tuple[float, float] = (0.0, 0.0)
+    """(y, x) of the centre of the first pixel in the image's own space, in pixels: OME-Zarr's translation."""
     axes_are_named = True
     """Whether the source says what its axes are; else it was told by their lengths, and by `select`."""
 
@@ -123,6 +126,7 @@ class ZarrRaster:
         self._describe(arrays, [names] * len(arrays), {**dict(arrays[0].attrs), **attributes}, units)
         if self.pixel_size is None:
             self.pixel_size = ome_pixel_size(scales, self._axes[0], units)
+        self.offset = ome_offset(scales, self._axes[0])
 
     def _describe(
         self,

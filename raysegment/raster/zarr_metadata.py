@@ -81,10 +81,7 @@ def ome_pixel_size(
     scales: Mapping[str, Any], axes: Axes, units: Mapping[str, str | None]
 ) -> PixelSize | None:
     """Scale of level 0: the data set's times the pyramid's. None where neither scale nor unit is said."""
-    lists = [scales["datasets"][0].get("coordinateTransformations"), scales.get("coordinateTransformations")]
-    found = [
-        t["scale"] for transformations in lists for t in transformations or () if t.get("type") == "scale"
-    ]
+    found = [t["scale"] for t in _transformations(scales) if t.get("type") == "scale"]
     if not found:
         return None
     y, x = (float(np.prod([scale[axis] for scale in found])) for axis in (axes.y, axes.x))
@@ -97,6 +94,28 @@ def ome_pixel_size(
             return (y, x, "m")
         return (y * um_y, x * um_x, "um")
     return None if y == x == 1.0 else (y, x, None)
+
+
+def ome_offset(scales: Mapping[str, Any], axes: Axes) -> tuple[float, float]:
+    """(y, x) of the centre of level 0's first pixel, in its pixels: the translations, by the scales around them."""
+    y, x = (_offset(_transformations(scales), axis) for axis in (axes.y, axes.x))
+    return y, x
+
+
+def _offset(transformations: Sequence[Mapping[str, Any]], axis: int) -> float:
+    place, pixel = 0.0, 1.0
+    for t in transformations:
+        if t.get("type") == "scale":
+            place, pixel = place * float(t["scale"][axis]), pixel * float(t["scale"][axis])
+        elif t.get("type") == "translation":
+            place += float(t["translation"][axis])
+    return place / pixel if pixel else 0.0
+
+
+def _transformations(scales: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Of level 0: the data set's own, then the pyramid's, which are applied in this order."""
+    lists = [scales["datasets"][0].get("coordinateTransformations"), scales.get("coordinateTransformations")]
+    return [t for transformations in lists for t in transformations or ()]
 
 
 def spatial_transform(attributes: Mapping[str, Any]) -> Transform | None:
