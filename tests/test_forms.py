@@ -362,6 +362,14 @@ def test_the_columns_of_a_manifest_are_known_however_they_are_written(tmp_path: 
     assert len(listing_of(bom).pairs) == 3
 
 
+def test_names_that_look_the_same_pair_up(tmp_path: Path) -> None:
+    row = _files(tmp_path, 1)[0]
+    for name, folder, stem in ((row["image"], "images", "a\u0308"), (row["mask"], "masks", "\u00e4")):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        (tmp_path / name).rename(tmp_path / "set" / folder / f"{stem}{Path(name).suffix}")
+    assert len(find_scenes(tmp_path / "set")) == 1
+
+
 @pytest.mark.parametrize("mark", [";", "\t", ","])
 def test_a_manifest_of_a_spreadsheet_on_windows_is_read(tmp_path: Path, mark: str) -> None:
     rows = [
