@@ -219,6 +219,24 @@ def test_what_a_nodata_tag_hides_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         assert any("tagged" in n for n in notes) == said
 
 
+def test_what_is_transparent_in_masks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = np.array([[0, 0, 0, 0], [255, 0, 0, 255], [0, 255, 0, 255]], np.uint8)
+    mask = _halves(1, 2)
+    mask[:10] = 0
+    data = _set(tmp_path / "data", [colours[mask]] * 2)
+    note = "transparent pixels (alpha 0, or a mask page) in 2 masks are left out, 25.0% of all: if they are a class"
+    assert [n for n in inspect(data).facts["notes"] if n.startswith(note)]
+    told: list[str] = []
+    monkeypatch.setattr(console, "say", told.append)
+    scenes = find_scenes(data)
+    survey(scenes, (), common_format(scenes))
+    assert [n for n in told if n.startswith(note)] == told != []
+    one = _set(tmp_path / "one", [colours[_halves(0, 1)]] * 2)
+    said = _refused(one, "--out", tmp_path / "run")
+    assert "a single class" in said
+    assert said.endswith("if it is a class, save the masks without transparency")
+
+
 def test_a_few_stray_pixels_are_no_class(tmp_path: Path) -> None:
     mask = _halves(0, 1, 200)
     mask[3, 3] = 9

@@ -46,6 +46,8 @@ class FileCodes:
     """The value that the file tags as nodata, where it is a whole number."""
     hidden: int = 0
     """Pixels of that value, which `counts` leaves out."""
+    transparent: int = 0
+    """Pixels that `counts` leaves out for another reason: their alpha, or a mask of the file's own."""
 
     @property
     def coding(self) -> str:

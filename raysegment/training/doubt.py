@@ -43,10 +43,12 @@ class Doubt:
     """With the values and the files that show it."""
     classes_file: tuple[str, ...] = ()
     """Lines of a classes file that takes the codes for what they probably are; empty where no file can help."""
+    cure: str = "mend those masks, or say what the values mean with --classes FILE.toml"
+    """What to do where no lines are given."""
 
     def __str__(self) -> str:
         if not self.classes_file:
-            return f"{self.what}: mend those masks, or say what the values mean with --classes FILE.toml"
+            return f"{self.what}: {self.cure}"
         if sum(line.count("name =") for line in self.classes_file) > _SPELLED:
             return f"{self.what}: save the classes file that raysegment inspect suggests and pass it with --classes"
         # an array may be written in one line, so the error stays one
@@ -89,8 +91,13 @@ def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
 
 
 def _single(files: Sequence[FileCodes], codes: Sequence[Code]) -> Doubt:
-    """One class, beside which a nodata tag may hide the other."""
+    """One class, beside which a nodata tag or transparency may hide the other."""
     what = f"the masks hold a single class ({several(files)}) and training needs two"
+    if clear := [f for f in files if f.transparent]:
+        return Doubt(
+            f"{what}; all else is transparent in {several(clear)}, which is no data",
+            cure="if it is a class, save the masks without transparency",
+        )
     tagged = [value for value in sorted(hidden(files)) if value not in codes]
     if not codes or not isinstance(codes[0], int) or not tagged:
         return Doubt(what)

@@ -1,4 +1,5 @@
-"""Pixels that a mask's nodata tag hides: often those of a class, as tools tag 0 unasked and people mean background."""
+"""Pixels that a mask says are no data: often those of a class, as tools tag 0 unasked, or leave the background
+transparent, and people mean a class by it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from raysegment.classes import IGNORE, ClassMap
+from raysegment.console import counted
 from raysegment.training.codes import Code, FileCodes
 
 
@@ -29,9 +31,16 @@ def as_classes(classes: ClassMap, files: Sequence[FileCodes]) -> list[FileCodes]
 
 
 def tagged_notes(classes: ClassMap, files: Sequence[FileCodes]) -> Iterator[str]:
-    """One line for each value that some masks tag as nodata: left out if `classes` says nothing of it, or a class."""
-    tags = hidden(files)
-    pixels = sum(file.counts.total() for file in files) + tags.total()
+    """One line for each value that some masks tag as nodata: left out if `classes` says nothing of it, or a class; and
+    one for what is transparent."""
+    tags, clear = hidden(files), sum(file.transparent for file in files)
+    pixels = sum(file.counts.total() for file in files) + tags.total() + clear
+    if clear:
+        masks = sum(file.transparent > 0 for file in files)
+        yield (
+            f"transparent pixels (alpha 0, or a mask page) in {counted(masks, 'mask')} are left out, "
+            f"{clear / pixels:.1%} of all: if they are a class, save the masks without transparency"
+        )
     for value, count in sorted(tags.items()):
         index = classes.codes.get(value)
         masks = sum(file.nodata == value and file.hidden > 0 for file in files)
