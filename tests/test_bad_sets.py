@@ -219,6 +219,36 @@ def test_what_a_nodata_tag_hides_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         assert any("tagged" in n for n in notes) == said
 
 
+@pytest.mark.parametrize(
+    ("orientation", "shape", "mask_shape", "refused"),
+    [
+        (6, (30, 40), (40, 30), True),
+        (6, (30, 30), (30, 30), True),
+        (3, (30, 40), (30, 40), True),
+        (6, (30, 40), (30, 40), False),
+        (1, (30, 40), (30, 40), False),
+        (99, (30, 40), (30, 40), False),
+    ],
+)
+def test_pictures_that_are_shown_turned_are_refused_where_it_matters(
+    tmp_path: Path, orientation: int, shape: tuple[int, int], mask_shape: tuple[int, int], refused: bool
+) -> None:
+    mask = np.arange(np.prod(mask_shape)).reshape(mask_shape) % 2
+    data = _set(tmp_path / "data", [mask.astype(np.uint8)] * 2)
+    for path in (data / "images").iterdir():
+        image = Image.fromarray(_RNG.integers(0, 255, shape, dtype=np.uint8))
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(path.with_suffix(".jpg"), exif=exif)
+        path.unlink()
+    problems = inspect(data).facts["problems"]
+    assert [f"(EXIF orientation {orientation}) but read as stored" in p for p in problems] == [
+        True
+    ] * 2 * refused
+    if refused:
+        assert _refused(data, "--out", tmp_path / "run") == problems[0]
+
+
 def test_what_is_transparent_in_masks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     colours = np.array([[0, 0, 0, 0], [255, 0, 0, 255], [0, 255, 0, 255]], np.uint8)
     mask = _halves(1, 2)
