@@ -75,7 +75,10 @@ def resolve(names: Sequence[str], sizes: Sequence[int], select: Mapping[str, int
     open_ = [short[i] for i in planar if sizes[i] != 1 and short[i] not in wanted]
     if open_:
         example = ",".join(f"{name}=0" for name in open_)
-        raise UsageError(f"{path} has the axes ({shown}): choose one plane, e.g. --select {example}")
+        raise UsageError(
+            f"{path} has the axes ({shown}): choose one plane, e.g. infer --select {example}, or "
+            "save each plane as an image of its own"
+        )
     fixed = {i: wanted.get(short[i], 0) for i in planar}
     channel = None if "c" not in short or "c" in wanted else short.index("c")
     return Axes(short.index("y"), short.index("x"), channel, fixed)
