@@ -254,7 +254,9 @@ def test_what_is_transparent_in_masks_is_said(tmp_path: Path, monkeypatch: pytes
     mask = _halves(1, 2)
     mask[:10] = 0
     data = _set(tmp_path / "data", [colours[mask]] * 2)
-    note = "transparent pixels (alpha 0, or a mask page) in 2 masks are left out, 25.0% of all: if they are a class"
+    note = (
+        "pixels without data (alpha 0, NaN or a mask page) in 2 masks are left out, 25.0% of all: if they are"
+    )
     assert [n for n in inspect(data).facts["notes"] if n.startswith(note)]
     told: list[str] = []
     monkeypatch.setattr(console, "say", told.append)
@@ -264,7 +266,16 @@ def test_what_is_transparent_in_masks_is_said(tmp_path: Path, monkeypatch: pytes
     one = _set(tmp_path / "one", [colours[_halves(0, 1)]] * 2)
     said = _refused(one, "--out", tmp_path / "run")
     assert "a single class" in said
-    assert said.endswith("if it is a class, save the masks without transparency")
+    assert said.endswith("if that is a class, save it opaque, with a value of its own")
+
+
+def test_a_mask_with_fractions_is_named(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 2)
+    (data / "masks" / "1.png").unlink()
+    tifffile.imwrite(data / "masks" / "1.tif", _halves(0, 1) * np.float32(0.7))
+    said = f"{data / 'masks' / '1.tif'}: a mask of float32 with fractions: give whole numbers, one per class"
+    assert inspect(data).facts["problems"] == [said]
+    assert _refused(data, "--out", tmp_path / "run") == said
 
 
 def test_a_few_stray_pixels_are_no_class(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class FileCodes:
     hidden: int = 0
     """Pixels of that value, which `counts` leaves out."""
     transparent: int = 0
-    """Pixels that `counts` leaves out for another reason: their alpha, or a mask of the file's own."""
+    """Pixels that `counts` leaves out for another reason: alpha, NaN, or a mask page."""
 
     @property
     def coding(self) -> str:

@@ -103,10 +103,10 @@ def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
 def _single(files: Sequence[FileCodes], codes: Sequence[Code]) -> Doubt:
     """One class, beside which a nodata tag or transparency may hide the other."""
     what = f"the masks hold a single class ({several(files)}) and training needs two"
-    if clear := [f for f in files if f.transparent]:
+    if any(f.transparent for f in files):
         return Doubt(
-            f"{what}; all else is transparent in {several(clear)}, which is no data",
-            cure="if it is a class, save the masks without transparency",
+            f"{what}; all else is without data (alpha 0, NaN or a mask page)",
+            cure="if that is a class, save it opaque, with a value of its own",
         )
     tagged = [value for value in sorted(hidden(files)) if value not in codes]
     if not codes or not isinstance(codes[0], int) or not tagged:

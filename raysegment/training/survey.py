@@ -120,7 +120,10 @@ def mask_codes(source: Source, given: ClassMap | None, every: int = 1) -> FileCo
         for window in _some(mask, every):
             pixels = mask.read(window)
             valid = mask_valid(mask, window, pixels, given)
-            counts += count_codes(kind, pixels, valid, labels)
+            try:
+                counts += count_codes(kind, pixels, valid, labels)
+            except InputError as e:
+                raise InputError(f"{source}: {e}") from e
             if valid is not None:
                 missing += int(np.count_nonzero(~valid))
                 if nodata is not None:

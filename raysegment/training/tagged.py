@@ -32,14 +32,14 @@ def as_classes(classes: ClassMap, files: Sequence[FileCodes]) -> list[FileCodes]
 
 def tagged_notes(classes: ClassMap, files: Sequence[FileCodes]) -> Iterator[str]:
     """One line for each value that some masks tag as nodata: left out if `classes` says nothing of it, or a class; and
-    one for what is transparent."""
+    one for what is transparent, NaN or masked out."""
     tags, clear = hidden(files), sum(file.transparent for file in files)
     pixels = sum(file.counts.total() for file in files) + tags.total() + clear
     if clear:
         masks = sum(file.transparent > 0 for file in files)
         yield (
-            f"transparent pixels (alpha 0, or a mask page) in {counted(masks, 'mask')} are left out, "
-            f"{clear / pixels:.1%} of all: if they are a class, save the masks without transparency"
+            f"pixels without data (alpha 0, NaN or a mask page) in {counted(masks, 'mask')} are left out, "
+            f"{clear / pixels:.1%} of all: if they are a class, save them opaque, with a value of their own"
         )
     for value, count in sorted(tags.items()):
         index = classes.codes.get(value)
