@@ -265,6 +265,8 @@ def test_damaged_records_are_named(tmp_path: Path, spoil: Callable[[bytes], byte
         find_scenes(path)
     assert "a.tfrecord" in str(e.value)
     assert "\n" not in str(e.value)
+    if "image_raw: " in says:
+        assert str(e.value) in inspect(path).facts["problems"]
 
 
 def test_zarr_stores_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from raysegment.training.coding import infer, told
 from raysegment.training.dataset import identities
 from raysegment.training.division import DEFAULT_SHARE, divide
 from raysegment.training.doubt import find_doubt
-from raysegment.training.forms import Listing, Pair, Source, listing_of
-from raysegment.training.forms.find import turned
+from raysegment.training.forms import Listing, Pair, listing_of
+from raysegment.training.forms.find import header, turned
 from raysegment.training.forms.leaks import overlaps, same_pictures
 from raysegment.training.survey import class_pixels, mask_codes, refuse_unknown
 from raysegment.training.tagged import as_classes, tagged_notes
@@ -130,14 +130,14 @@ def _looked_at(pair: Pair, given: ClassMap | None) -> _Looked:
     mask: Raster | None = None
     if pair.image is not None:
         try:
-            image = _header(pair.image)
+            image = header(pair.image)
             facts["size"], facts["dtype"] = Size(*image.shape[:2]), str(image.dtype)
             facts["channels"] = image.shape[2] - (image.alpha is not None)
         except RaysegmentError as e:
             problems.append(str(e))
     if pair.mask is not None:
         try:
-            mask = _header(pair.mask)
+            mask = header(pair.mask)
             facts["mask"] = mask_codes(pair.mask, given)
             if given is not None:
                 refuse_unknown(given, facts["mask"])
@@ -152,13 +152,6 @@ def _looked_at(pair: Pair, given: ClassMap | None) -> _Looked:
                 f"{pair.mask} is {mask_height} × {mask_width} px, its image {height} × {width} px"
             )
     return _Looked(pair.name, pair.split, **facts, problems=tuple(problems))
-
-
-def _header(source: Source) -> Raster:
-    """Closed: what the header says stays."""
-    raster = source.open()
-    raster.close()
-    return raster
 
 
 def _odd_ones_out(pairs: Sequence[_Looked]) -> list[str]:

@@ -16,7 +16,7 @@ from raysegment.storage.objects import before_work
 from raysegment.storage.remote import remote
 from raysegment.threads import OPENERS, in_order
 from raysegment.training.forms import folder, manifest, records, stores
-from raysegment.training.forms.scene import File, Form, Listing, Pair, Scene
+from raysegment.training.forms.scene import File, Form, Listing, Pair, Scene, Source
 
 #: In the order in which they are tried.
 FORMS: tuple[Form, ...] = (folder, manifest, stores, records)
@@ -81,17 +81,9 @@ def open_pair(pair: Pair) -> Scene:
     """The scene of a pair, by the headers of its image and mask. Raises InputError when they do not fit."""
     assert pair.image is not None
     assert pair.mask is not None
-    rasters = []
-    for source in (pair.image, pair.mask):
-        try:
-            raster = source.open()
-        except RaysegmentError as e:
-            # A picture inside a file cannot name itself.
-            raise e if isinstance(source, File) else type(e)(f"{source}: {e}") from e
-        rasters.append(raster)
-        raster.close()
-    size, mask_size = (Size(*raster.shape[:2]) for raster in rasters)
-    if why := turned(pair, *rasters):
+    image, mask = header(pair.image), header(pair.mask)
+    size, mask_size = Size(*image.shape[:2]), Size(*mask.shape[:2])
+    if why := turned(pair, image, mask):
         raise InputError(why)
     if size != mask_size:
         raise InputError(
@@ -99,6 +91,17 @@ def open_pair(pair: Pair) -> Scene:
             f"{mask_size.height} × {mask_size.width}: they must be of one size"
         )
     return Scene(pair.name, pair.image, pair.mask, size)
+
+
+def header(source: Source) -> Raster:
+    """An image or a mask, closed: what its header says stays. Raises InputError and its kin with the source's name."""
+    try:
+        raster = source.open()
+    except RaysegmentError as e:
+        # A picture inside a file cannot name itself.
+        raise e if isinstance(source, File) else type(e)(f"{source}: {e}") from e
+    raster.close()
+    return raster
 
 
 def turned(pair: Pair, image: Raster, mask: Raster) -> str | None:
