@@ -269,6 +269,26 @@ def test_what_is_transparent_in_masks_is_said(tmp_path: Path, monkeypatch: pytes
     assert said.endswith("if that is a class, save it opaque, with a value of its own")
 
 
+def test_masks_that_lie_elsewhere_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 4)
+    for i, (x, y) in enumerate(((0, 0), (5, 5), (300, 400), (0, 0))):  # of pixels of 10
+        mask = data / "masks" / f"{i}.tif"
+        mask.with_suffix(".png").unlink()
+        tifffile.imwrite(mask, _halves(0, 1))
+        for path, at in ((data / "images" / f"{i}.tif", (0, 0)), (mask, (x, y))):
+            numbers = 10, 0, 0, -10, 1000 * i + at[0], 2000 + at[1]
+            path.with_suffix(".tfw").write_text("\n".join(map(str, numbers)))
+    (data / "masks" / "3.tfw").unlink()
+    note = (
+        "1 mask lies elsewhere on the ground than its image (2.tif by 50 px): they are laid over each other"
+    )
+    assert [n.startswith(note) for n in inspect(data).facts["notes"]] == [True]
+    warned: list[str] = []
+    monkeypatch.setattr(console, "warn", warned.append)
+    record = prepare(request(Settings.of({}), data, 0.5, None))
+    assert record["warnings"] == [f"{w}." for w in warned if w.startswith(note)] != []
+
+
 def test_a_mask_with_fractions_is_named(tmp_path: Path) -> None:
     data = _set(tmp_path / "data", [_halves(0, 1)] * 2)
     (data / "masks" / "1.png").unlink()
@@ -340,7 +360,7 @@ def test_the_same_picture_on_both_sides_is_refused_and_named(tmp_path: Path) -> 
 
 
 def test_overlap_on_the_ground_is_said_and_kept_in_the_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = _set(tmp_path / "data", [_halves(0, 1)] * 2)
     for i, left in enumerate((500000, 500200)):
@@ -351,10 +371,12 @@ def test_overlap_on_the_ground_is_said_and_kept_in_the_record(
         ]
         pixels = _RNG.integers(0, 255, (40, 40), dtype=np.uint8)
         tifffile.imwrite(data / "images" / f"{i}.tif", pixels, extratags=geo)
+    warned: list[str] = []
+    monkeypatch.setattr(console, "warn", warned.append)
     record = prepare(request(Settings(), data, 0.5, None))
     assert record["data"]["leaks"] == [{"train": "0.tif", "val": "1.tif", "share": pytest.approx(0.5)}]
     assert record["data"]["val"] == ["1.tif"]
-    assert "overlap on the ground (0.tif and 1.tif), by up to 50.0%" in capsys.readouterr().err
+    assert "overlap on the ground (0.tif and 1.tif), by up to 50.0%" in warned[0]
     assert inspect(data).facts["notes"] == [
         "training and validation overlap on the ground: 0.tif and 1.tif, 50.0%"
     ]

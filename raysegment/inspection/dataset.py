@@ -26,6 +26,7 @@ from raysegment.training.doubt import find_doubt
 from raysegment.training.forms import Listing, Pair, listing_of
 from raysegment.training.forms.find import header, turned
 from raysegment.training.forms.leaks import overlaps, same_pictures
+from raysegment.training.forms.placed import displaced_note, displacement
 from raysegment.training.survey import class_pixels, mask_codes, refuse_unknown
 from raysegment.training.tagged import as_classes, tagged_notes
 from raysegment.training.thin import Origin, thin_masks, why_not_learned
@@ -42,6 +43,8 @@ class _Looked:
     channels: int | None = None
     mask: FileCodes | None = None
     problems: tuple[str, ...] = ()
+    displacement: float = 0.0
+    """Of the mask on the ground, in pixels."""
 
     def row(self, coding: str | None) -> dict[str, Any]:
         return {
@@ -82,6 +85,8 @@ def dataset_facts(root: Location, classes_file: str | None = None) -> dict[str, 
     found = None if not masks or doubt is not None else given or infer(masks)
     names = codings(masks, are_classes=given is not None)
     notes = list(listing.notes)
+    if note := displaced_note([p.name for p in pairs], [p.displacement for p in pairs]):
+        notes.append(note)
     if found is not None:
         notes += tagged_notes(found, masks)
         masks = as_classes(found, masks)
@@ -151,6 +156,8 @@ def _looked_at(pair: Pair, given: ClassMap | None) -> _Looked:
             problems.append(
                 f"{pair.mask} is {mask_height} × {mask_width} px, its image {height} × {width} px"
             )
+        else:
+            facts["displacement"] = displacement(image, mask)
     return _Looked(pair.name, pair.split, **facts, problems=tuple(problems))
 
 
