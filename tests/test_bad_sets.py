@@ -255,7 +255,7 @@ def test_what_is_transparent_in_masks_is_said(tmp_path: Path, monkeypatch: pytes
     mask[:10] = 0
     data = _set(tmp_path / "data", [colours[mask]] * 2)
     note = (
-        "pixels without data (alpha 0, NaN or a mask page) in 2 masks are left out, 25.0% of all: if they are"
+        "pixels without data (alpha 0, NaN or a mask page) in 2 masks are left out, 25.0% of all pixels: if"
     )
     assert [n for n in inspect(data).facts["notes"] if n.startswith(note)]
     told: list[str] = []

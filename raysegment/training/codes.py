@@ -47,7 +47,8 @@ class FileCodes:
     hidden: int = 0
     """Pixels of that value, which `counts` leaves out."""
     transparent: int = 0
-    """Pixels that `counts` leaves out for another reason: alpha, NaN, or a mask page."""
+    """Pixels that `counts` leaves out for another reason: alpha, NaN, a mask page, or a polygon
+    without a class."""
 
     @property
     def coding(self) -> str:

@@ -103,7 +103,7 @@ def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
 def _single(files: Sequence[FileCodes], codes: Sequence[Code]) -> Doubt:
     """One class, beside which a nodata tag or transparency may hide the other."""
     what = f"the masks hold a single class ({several(files)}) and training needs two"
-    if any(f.transparent for f in files):
+    if any(f.transparent and f.kind != "labels" for f in files):
         return Doubt(
             f"{what}; all else is without data (alpha 0, NaN or a mask page)",
             cure="if that is a class, save it opaque, with a value of its own",
