@@ -20,7 +20,7 @@ def displacement(image: Raster, mask: Raster) -> float:
     if image.transform is None or mask.transform is None:
         return 0.0
     height, width = image.shape[:2]
-    at, there = (np.reshape(r.transform, (2, 3)).astype(float) for r in (image, mask))
+    at, there = (np.reshape(t, (2, 3)).astype(float) for t in (image.transform, mask.transform))
     corners = np.array([(x, y, 1) for x in (0, width) for y in (0, height)], dtype=float).T
     off = (there - at) @ corners  # in CRS units
     if not np.linalg.det(at[:, :2]):
