@@ -219,6 +219,85 @@ def test_what_a_nodata_tag_hides_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         assert any("tagged" in n for n in notes) == said
 
 
+@pytest.mark.parametrize(
+    ("orientation", "shape", "mask_shape", "refused"),
+    [
+        (6, (30, 40), (40, 30), True),
+        (6, (30, 30), (30, 30), True),
+        (3, (30, 40), (30, 40), True),
+        (6, (30, 40), (30, 40), False),
+        (1, (30, 40), (30, 40), False),
+        (99, (30, 40), (30, 40), False),
+    ],
+)
+def test_pictures_that_are_shown_turned_are_refused_where_it_matters(
+    tmp_path: Path, orientation: int, shape: tuple[int, int], mask_shape: tuple[int, int], refused: bool
+) -> None:
+    mask = np.arange(np.prod(mask_shape)).reshape(mask_shape) % 2
+    data = _set(tmp_path / "data", [mask.astype(np.uint8)] * 2)
+    for path in (data / "images").iterdir():
+        image = Image.fromarray(_RNG.integers(0, 255, shape, dtype=np.uint8))
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(path.with_suffix(".jpg"), exif=exif)
+        path.unlink()
+    problems = inspect(data).facts["problems"]
+    assert [f"(EXIF orientation {orientation}) but read as stored" in p for p in problems] == [
+        True
+    ] * 2 * refused
+    if refused:
+        assert _refused(data, "--out", tmp_path / "run") == problems[0]
+
+
+def test_what_is_transparent_in_masks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = np.array([[0, 0, 0, 0], [255, 0, 0, 255], [0, 255, 0, 255]], np.uint8)
+    mask = _halves(1, 2)
+    mask[:10] = 0
+    data = _set(tmp_path / "data", [colours[mask]] * 2)
+    note = (
+        "pixels without data (alpha 0, NaN or a mask page) in 2 masks are left out, 25.0% of all pixels: if"
+    )
+    assert [n for n in inspect(data).facts["notes"] if n.startswith(note)]
+    told: list[str] = []
+    monkeypatch.setattr(console, "say", told.append)
+    scenes = find_scenes(data)
+    survey(scenes, (), common_format(scenes))
+    assert [n for n in told if n.startswith(note)] == told != []
+    one = _set(tmp_path / "one", [colours[_halves(0, 1)]] * 2)
+    said = _refused(one, "--out", tmp_path / "run")
+    assert "a single class" in said
+    assert said.endswith("if that is a class, save it opaque, with a value of its own")
+
+
+def test_masks_that_lie_elsewhere_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 4)
+    for i, (x, y) in enumerate(((0, 0), (5, 5), (300, 400), (0, 0))):  # of pixels of 10
+        mask = data / "masks" / f"{i}.tif"
+        mask.with_suffix(".png").unlink()
+        tifffile.imwrite(mask, _halves(0, 1))
+        for path, at in ((data / "images" / f"{i}.tif", (0, 0)), (mask, (x, y))):
+            numbers = 10, 0, 0, -10, 1000 * i + at[0], 2000 + at[1]
+            path.with_suffix(".tfw").write_text("\n".join(map(str, numbers)))
+    (data / "masks" / "3.tfw").unlink()
+    note = (
+        "1 mask lies elsewhere on the ground than its image (2.tif by 50 px): they are laid over each other"
+    )
+    assert [n.startswith(note) for n in inspect(data).facts["notes"]] == [True]
+    warned: list[str] = []
+    monkeypatch.setattr(console, "warn", warned.append)
+    record = prepare(request(Settings.of({}), data, 0.5, None))
+    assert record["warnings"] == [f"{w}." for w in warned if w.startswith(note)] != []
+
+
+def test_a_mask_with_fractions_is_named(tmp_path: Path) -> None:
+    data = _set(tmp_path / "data", [_halves(0, 1)] * 2)
+    (data / "masks" / "1.png").unlink()
+    tifffile.imwrite(data / "masks" / "1.tif", _halves(0, 1) * np.float32(0.7))
+    said = f"{data / 'masks' / '1.tif'}: a mask of float32 with fractions: give whole numbers, one per class"
+    assert inspect(data).facts["problems"] == [said]
+    assert _refused(data, "--out", tmp_path / "run") == said
+
+
 def test_a_few_stray_pixels_are_no_class(tmp_path: Path) -> None:
     mask = _halves(0, 1, 200)
     mask[3, 3] = 9
@@ -281,7 +360,7 @@ def test_the_same_picture_on_both_sides_is_refused_and_named(tmp_path: Path) -> 
 
 
 def test_overlap_on_the_ground_is_said_and_kept_in_the_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = _set(tmp_path / "data", [_halves(0, 1)] * 2)
     for i, left in enumerate((500000, 500200)):
@@ -292,10 +371,12 @@ def test_overlap_on_the_ground_is_said_and_kept_in_the_record(
         ]
         pixels = _RNG.integers(0, 255, (40, 40), dtype=np.uint8)
         tifffile.imwrite(data / "images" / f"{i}.tif", pixels, extratags=geo)
+    warned: list[str] = []
+    monkeypatch.setattr(console, "warn", warned.append)
     record = prepare(request(Settings(), data, 0.5, None))
     assert record["data"]["leaks"] == [{"train": "0.tif", "val": "1.tif", "share": pytest.approx(0.5)}]
     assert record["data"]["val"] == ["1.tif"]
-    assert "overlap on the ground (0.tif and 1.tif), by up to 50.0%" in capsys.readouterr().err
+    assert "overlap on the ground (0.tif and 1.tif), by up to 50.0%" in warned[0]
     assert inspect(data).facts["notes"] == [
         "training and validation overlap on the ground: 0.tif and 1.tif, 50.0%"
     ]

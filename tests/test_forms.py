@@ -23,7 +23,7 @@ from raysegment.inspection import inspect
 from raysegment.model.spec import default_classes
 from raysegment.training.dataset import Scene, common_format, find_scenes, identities
 from raysegment.training.division import divide
-from raysegment.training.forms import listing_of
+from raysegment.training.forms import File, listing_of
 from raysegment.training.survey import survey
 from raysegment.training.windows import WindowReader
 
@@ -184,7 +184,9 @@ def test_absolute_paths_and_file_urls_are_the_same(tmp_path: Path) -> None:
         ("image,mask\n", r"set\.csv holds no rows"),
         ("", r"set\.csv has no column 'image' \(found: nothing\)"),
         ("image,label\na.tif,b.png\n", r"no column 'mask' \(found: image, label\): name the columns image,mask"),
-        ("image;mask\na.tif;b.png\n", r"no column 'image' \(found: image;mask\)"),
+        ("image|mask\na.tif|b.png\n", r"no column 'image' \(found: image\|mask\)"),
+        ("image,mask,split\ndeep/i0.tif,deep/m0.png,test\n", r"set\.csv: all rows are of the split test"),
+        ("image,mask\nC:\\deep\\i0.tif,deep/m0.png\n", r"row 2: the image C:/deep/i0\.tif does not exist"),
         ("image,mask\ndeep/i0.tif,deep/m0.png\ndeep/i1.tif,deep/no.png\n",
          r"set\.csv, row 3: the mask deep/no\.png does not exist in /"),
         ("image,mask\ndeep/i0.tif,\n", r"set\.csv, row 2: no mask is given"),
@@ -263,6 +265,8 @@ def test_damaged_records_are_named(tmp_path: Path, spoil: Callable[[bytes], byte
         find_scenes(path)
     assert "a.tfrecord" in str(e.value)
     assert "\n" not in str(e.value)
+    if "image_raw: " in says:
+        assert str(e.value) in inspect(path).facts["problems"]
 
 
 def test_zarr_stores_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -358,6 +362,29 @@ def test_the_columns_of_a_manifest_are_known_however_they_are_written(tmp_path: 
     bom = tmp_path / "b.jsonl"
     bom.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())
     assert len(listing_of(bom).pairs) == 3
+
+
+def test_names_that_look_the_same_pair_up(tmp_path: Path) -> None:
+    row = _files(tmp_path, 1)[0]
+    for name, folder, stem in ((row["image"], "images", "a\u0308"), (row["mask"], "masks", "\u00e4")):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        (tmp_path / name).rename(tmp_path / "set" / folder / f"{stem}{Path(name).suffix}")
+    assert len(find_scenes(tmp_path / "set")) == 1
+
+
+@pytest.mark.parametrize("mark", [";", "\t", ","])
+def test_a_manifest_of_a_spreadsheet_on_windows_is_read(tmp_path: Path, mark: str) -> None:
+    rows = [
+        {**row, "split": s} for row, s in zip(_files(tmp_path, 3), ("train", "valid", "dev"), strict=True)
+    ]
+    lines = [mark.join(rows[0]), *(mark.join(row.values()).replace("/", "\\") for row in rows)]
+    data = tmp_path / "set.csv"
+    data.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    train, val = divide(listing_of(data), data, 0.2)
+    assert [s.image for s in (*train, *val)] == [File.at(tmp_path / row["image"]) for row in rows]
+    data.write_bytes("\r\n".join(lines).encode("utf-16"))
+    with pytest.raises(InputError, match=r"set\.csv is not UTF-8 \(.* at byte 0\): save it as UTF-8"):
+        find_scenes(data)
 
 
 def test_what_a_folder_passes_over_is_said(tmp_path: Path) -> None:

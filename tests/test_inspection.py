@@ -238,7 +238,7 @@ def test_every_problem_of_a_training_set_is_listed(dataset: Path) -> None:
     (dataset / "masks" / "0.tif").unlink()
     facts = inspect(dataset).facts
     problems = "\n".join(facts["problems"])
-    assert "lonely.tif has no partner of the same stem in masks/" in problems
+    assert "lonely.tif has no partner of the same stem in masks/: name both alike" in problems
     assert "1.tif is 20 × 30 px, its image 20 × 31 px" in problems
     assert "2.tif has 1 channel of uint16, most images 3 of uint8" in problems
     assert "3.tif" in problems

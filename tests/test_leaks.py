@@ -39,9 +39,10 @@ def test_a_copy_is_found_under_another_name_and_in_another_format(tmp_path: Path
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
     tifffile.imwrite(tmp_path / "same.tif", pixels, photometric="rgb", tile=(16, 16), compression="deflate")
     tifffile.imwrite(tmp_path / "deep.tif", pixels.astype(np.uint16), photometric="rgb")
+    Image.fromarray(pixels).convert("RGBA").save(tmp_path / "alpha.png")
     train = [_scene(tmp_path / "a.png")]
-    val = [_scene(tmp_path / name) for name in ("other.png", "copy.png", "same.tif", "deep.tif")]
-    assert _pictures(train, val) == [("a.png", "copy.png"), ("a.png", "same.tif")]
+    val = [_scene(tmp_path / name) for name in ("other.png", "copy.png", "same.tif", "deep.tif", "alpha.png")]
+    assert _pictures(train, val) == [("a.png", n) for n in ("copy.png", "same.tif", "alpha.png")]
 
 
 def test_tiles_without_data_are_no_leak(tmp_path: Path) -> None:

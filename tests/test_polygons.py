@@ -92,7 +92,8 @@ def test_qupath_annotations_give_classes_their_names(tmp_path: Path) -> None:
     assert np.array_equal(sample.target, expected)
     facts = inspect(data).facts
     assert facts["problems"] == []
-    assert "class 'Tumor' has 32 px in the training masks (a.tif), too few to learn" in facts["notes"][1]
+    assert "class 'Tumor' has 32 px in the training masks (a.tif), too few to learn" in facts["notes"][2]
+    assert "polygons without a class in 1 mask are left out, 4.2% of all pixels" in facts["notes"][0]
     assert facts["files"][0]["coding"] == "polygons"
     assert facts["files"][0]["mask"] == "labels Stroma, Tumor"
     assert [c["value"] for c in facts["classes"]] == [0, "polygons", "polygons"]

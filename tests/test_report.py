@@ -311,12 +311,18 @@ def test_thresholds_and_weights_have_their_columns(finished: RunFolder, tmp_path
     (run.root / "last").mkdir(parents=True)
     run.metrics.write_bytes(finished.metrics.read_bytes())
     record = _record(finished)
-    assert "threshold θ" not in Page(finished.report).text
+    told = (
+        "The validation curves are of windows after each epoch{}; all other scores here are of whole images{}"
+    )
+    text = Page(finished.report).text
+    assert "threshold θ" not in text
+    assert told.format("", "") in text
     result = {**record["result"], "thresholds": [0.2, 0.3125, 0.5]}
     run.write_record({**record, "result": result, "class_weights": [0.5, 2.25, 4.0]})
     write_report(run)
     page = Page(run.report)
     assert "threshold θ" in page.text
+    assert told.format(", at equal thresholds", ", at the thresholds chosen in the end") in page.text
     assert "0.312" in page.text
     assert "2.250" in page.text
 

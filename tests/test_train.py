@@ -275,6 +275,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(("val", "says"), [(2, "--val 2.0: give a share"), (None, "val None: give a share")])
+def test_val_in_python_that_is_neither_a_share_nor_a_path(
+    data: Path, tmp_path: Path, val: Any, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        train(data, out=tmp_path / "run", val=val)
+
+
 def test_out_may_be_a_file_url(data: Path, tmp_path: Path) -> None:
     run = run_here(data, tmp_path / "a run", epochs=1, steps_per_epoch=30)
     options = {**SMALL, "epochs": 1, "steps_per_epoch": 30}

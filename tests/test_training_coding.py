@@ -105,6 +105,32 @@ def test_objects_that_are_numbered_to_255_are_objects() -> None:
         infer([_file("a", dict.fromkeys(range(256), 500))])
 
 
+def test_greys_of_resized_edges_are_no_classes() -> None:
+    greys = {round(255 * i / 20): 20 for i in range(1, 20)}
+    with pytest.raises(
+        InputError, match=r"5\.4% of the mask pixels hold 19 values between 0 and 255.*range = \[0, 127"
+    ):
+        infer([_file("a", {0: 4000, **greys, 255: 2640})])
+
+
+def test_colours_of_resized_edges_are_no_classes() -> None:
+    black, red, blue = (0, 0, 0), (200, 0, 0), (0, 0, 201)
+    edges = {(round(200 * t), 0, 0): 20 for t in (0.1, 0.3, 0.6)} | {
+        (0, 0, round(201 * t)): 20 for t in (0.1, 0.3)
+    }
+    held = {black: 9000, red: 800, blue: 500, **edges}
+    with pytest.raises(InputError, match="5 of 8 colours of the masks lie between others") as e:
+        infer([_file("a", held, "colours")])
+    assert 'class = [{name = "class 0", colour = "#000000"}, {name = "class 1", colour = "#0000c9"}, ' in str(
+        e.value
+    )
+    voc = {
+        tuple(128 * (i >> c & 1) + 64 * (i >> c + 3 & 1) for c in range(3)): 9000 // (i + 1) ** 2
+        for i in range(21)
+    }
+    assert len(infer([_file("a", voc, "colours")]).classes) == 21
+
+
 def test_a_value_that_holds_much_of_the_image_is_a_class_and_no_edge() -> None:
     assert len(infer([_file("a", {0: 50, 128: 20, 255: 30})]).classes) == 3
 

@@ -15,6 +15,7 @@ from raysegment.classes import ClassMap, spelled_codes
 from raysegment.console import counted
 from raysegment.errors import RaysegmentError
 from raysegment.geometry import Size
+from raysegment.raster import Raster
 from raysegment.storage import Location
 from raysegment.threads import READERS, in_order
 from raysegment.training.codes import FileCodes, codings, greys_as_values
@@ -22,8 +23,10 @@ from raysegment.training.coding import infer, told
 from raysegment.training.dataset import identities
 from raysegment.training.division import DEFAULT_SHARE, divide
 from raysegment.training.doubt import find_doubt
-from raysegment.training.forms import Listing, Pair, Source, listing_of
+from raysegment.training.forms import Listing, Pair, listing_of
+from raysegment.training.forms.find import header, turned
 from raysegment.training.forms.leaks import overlaps, same_pictures
+from raysegment.training.forms.placed import displaced_note, displacement
 from raysegment.training.survey import class_pixels, mask_codes, refuse_unknown
 from raysegment.training.tagged import as_classes, tagged_notes
 from raysegment.training.thin import Origin, thin_masks, why_not_learned
@@ -40,6 +43,8 @@ class _Looked:
     channels: int | None = None
     mask: FileCodes | None = None
     problems: tuple[str, ...] = ()
+    displacement: float = 0.0
+    """Of the mask on the ground, in pixels."""
 
     def row(self, coding: str | None) -> dict[str, Any]:
         return {
@@ -80,6 +85,8 @@ def dataset_facts(root: Location, classes_file: str | None = None) -> dict[str, 
     found = None if not masks or doubt is not None else given or infer(masks)
     names = codings(masks, are_classes=given is not None)
     notes = list(listing.notes)
+    if note := displaced_note([p.name for p in pairs], [p.displacement for p in pairs]):
+        notes.append(note)
     if found is not None:
         notes += tagged_notes(found, masks)
         masks = as_classes(found, masks)
@@ -124,35 +131,34 @@ def _look_for_leaks(listing: Listing, root: Location, problems: list[str], notes
 def _looked_at(pair: Pair, given: ClassMap | None) -> _Looked:
     problems: list[str] = []
     facts: dict[str, Any] = {}
-    mask_size: Size | None = None
+    image: Raster | None = None
+    mask: Raster | None = None
     if pair.image is not None:
         try:
-            raster = pair.image.open()
-            facts["size"], facts["dtype"] = Size(*raster.shape[:2]), str(raster.dtype)
-            facts["channels"] = raster.shape[2] - (raster.alpha is not None)
-            raster.close()
+            image = header(pair.image)
+            facts["size"], facts["dtype"] = Size(*image.shape[:2]), str(image.dtype)
+            facts["channels"] = image.shape[2] - (image.alpha is not None)
         except RaysegmentError as e:
             problems.append(str(e))
     if pair.mask is not None:
         try:
-            mask_size = _size(pair.mask)
+            mask = header(pair.mask)
             facts["mask"] = mask_codes(pair.mask, given)
             if given is not None:
                 refuse_unknown(given, facts["mask"])
         except RaysegmentError as e:
             problems.append(str(e))
-    size = facts.get("size")
-    if size is not None and mask_size is not None and size != mask_size:
-        problems.append(
-            f"{pair.mask} is {mask_size.height} × {mask_size.width} px, its image {size.height} × {size.width} px"
-        )
+    if image is not None and mask is not None:
+        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape[:2]
+        if why := turned(pair, image, mask):
+            problems.append(why)
+        elif (height, width) != (mask_height, mask_width):
+            problems.append(
+                f"{pair.mask} is {mask_height} × {mask_width} px, its image {height} × {width} px"
+            )
+        else:
+            facts["displacement"] = displacement(image, mask)
     return _Looked(pair.name, pair.split, **facts, problems=tuple(problems))
-
-
-def _size(source: Source) -> Size:
-    raster = source.open()
-    raster.close()
-    return Size(*raster.shape[:2])
 
 
 def _odd_ones_out(pairs: Sequence[_Looked]) -> list[str]:

@@ -34,6 +34,8 @@ _MOST_PIXELS = 400_000_000
 _DTYPES = {"I;16": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 _CHANNELS = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "CMYK": 4}
 _ALPHA = {"LA": 1, "PA": 1, "RGBA": 3}
+#: EXIF's tag.
+_ORIENTATION = 0x0112
 #: A PNG's colour type, by the IHDR chunk.
 _GREY_ALPHA = 4
 #: What Pillow multiplies grey of 2 and 4 bits by, to fill a byte.
@@ -44,6 +46,7 @@ class PictureRaster:
     """A picture as one (y, x, channel) plane; see :class:`raysegment.raster.protocol.Raster`.
 
     A palette picture is read as the stored index with `.palette` beside it, a 1-bit one as uint8 0 and 1.
+    `orientation`: EXIF's, by which viewers turn and mirror the picture, and nothing here does; 1 = as stored.
     `part`: offset and length in bytes of a picture that is only a part of the file at `path`.
     """
 
@@ -108,6 +111,7 @@ class PictureRaster:
         self.chunks = (self.chunk,)
         self.alpha = _ALPHA.get(mode)
         self.palette = _palette(image)
+        self.orientation = _orientation(image)
         self._place()
         self._transparent = _transparent(image)
         if len(self._transparent) == 1 and len({*self._transparent[0]}) == 1:  # as valid_pixels tells it
@@ -194,6 +198,16 @@ class PictureRaster:
 
     def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int], tuple[int, int] | None]]:
         return PictureRaster, (self.path, self.select, self.part)
+
+
+def _orientation(image: Image) -> int:
+    if "exif" not in image.info:  # of a PNG, Pillow would decode all of it to look further
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged tags make Pillow raise nearly anything, and no pixel depends on them
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _palette(image: Image) -> tuple[tuple[int, int, int], ...] | None:

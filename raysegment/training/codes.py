@@ -46,6 +46,9 @@ class FileCodes:
     """The value that the file tags as nodata, where it is a whole number."""
     hidden: int = 0
     """Pixels of that value, which `counts` leaves out."""
+    transparent: int = 0
+    """Pixels that `counts` leaves out for another reason: alpha, NaN, a mask page, or a polygon
+    without a class."""
 
     @property
     def coding(self) -> str:

@@ -19,6 +19,7 @@ from raysegment.raster import PixelSize, Raster
 from raysegment.raster.validity import unusable
 from raysegment.threads import OPENERS, in_order
 from raysegment.training.forms import Scene, Source, find_scenes
+from raysegment.training.forms.find import header
 
 __all__ = [
     "Format", "Scene", "blocks", "common_format", "find_scenes", "identities", "identity", "usable",
@@ -44,7 +45,7 @@ def common_format(scenes: Sequence[Scene]) -> Format:
     """Channels, dtype and pixel size of the images. Raises InputError naming two that differ."""
     first: tuple[str, int, str] | None = None
     alphas, pixel_sizes, palettes = set(), [], dict[object, str]()
-    for scene, image in zip(scenes, in_order(_header, scenes, OPENERS), strict=True):
+    for scene, image in zip(scenes, in_order(lambda s: header(s.image), scenes, OPENERS), strict=True):
         this = (str(scene.image), image.shape[2] - (image.alpha is not None), str(image.dtype))
         alphas.add((image.alpha, image.shape[2]))
         pixel_sizes.append(image.pixel_size)
@@ -82,13 +83,6 @@ def identity(scenes: Sequence[Scene], contents: Sequence[tuple[str, str]] | None
         for part in parts:
             digest.update(f"{scene.name}\0{part}\0".encode())
     return digest.hexdigest()
-
-
-def _header(scene: Scene) -> Raster:
-    """Its image, closed: what the header says stays."""
-    image = scene.image.open()
-    image.close()
-    return image
 
 
 class _Contents:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from raysegment.classes import GREATEST
 from raysegment.console import counted
 from raysegment.training.codes import (
@@ -23,7 +25,8 @@ from raysegment.training.tagged import hidden
 
 #: Values strictly between 0 and 255 that hold less than this share of the pixels are edges, not classes.
 _EDGE_SHARE = 0.05
-#: More values that hold so little are edges even where all of them are dark.
+#: More values are edges: those that hold so little even where all of them are dark, those near 0 and 255 whatever they
+#: hold.
 _EDGE_VALUES = 16
 #: Class indices lie below this share of the greatest number of a dtype; grey levels do not.
 _INDEX_SHARE = 0.25
@@ -43,10 +46,12 @@ class Doubt:
     """With the values and the files that show it."""
     classes_file: tuple[str, ...] = ()
     """Lines of a classes file that takes the codes for what they probably are; empty where no file can help."""
+    cure: str = "mend those masks, or say what the values mean with --classes FILE.toml"
+    """What to do where no lines are given."""
 
     def __str__(self) -> str:
         if not self.classes_file:
-            return f"{self.what}: mend those masks, or say what the values mean with --classes FILE.toml"
+            return f"{self.what}: {self.cure}"
         if sum(line.count("name =") for line in self.classes_file) > _SPELLED:
             return f"{self.what}: save the classes file that raysegment inspect suggests and pass it with --classes"
         # an array may be written in one line, so the error stays one
@@ -75,6 +80,13 @@ def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
     if kind == "palette" and (clash := _palette_clash(files, codes)) is not None:
         where = several(_with(files, clash))
         return Doubt(f"the palettes of the masks disagree about entry {clash} ({where})", _united(files))
+    if kind == "colours" and (mixed := _mixed(counts)):
+        kept = [c for c in codes if c not in mixed]
+        return Doubt(
+            f"{len(mixed)} of {len(codes)} colours of the masks lie between others and hold little, as blurred or "
+            f"resized edges do ({several(_widest(files))})",
+            _plain(kept, mixed),
+        )
     pixels = counts.total()
     # a small polygon was meant; a small number of painted pixels hardly
     stray = [c for c in codes if kind != "labels" and counts[c] < min(_STRAY_PX, _STRAY_SHARE * pixels)]
@@ -89,8 +101,13 @@ def find_doubt(files: Sequence[FileCodes]) -> Doubt | None:
 
 
 def _single(files: Sequence[FileCodes], codes: Sequence[Code]) -> Doubt:
-    """One class, beside which a nodata tag may hide the other."""
+    """One class, beside which a nodata tag or transparency may hide the other."""
     what = f"the masks hold a single class ({several(files)}) and training needs two"
+    if any(f.transparent and f.kind != "labels" for f in files):
+        return Doubt(
+            f"{what}; all else is without data (alpha 0, NaN or a mask page)",
+            cure="if that is a class, save it opaque, with a value of its own",
+        )
     tagged = [value for value in sorted(hidden(files)) if value not in codes]
     if not codes or not isinstance(codes[0], int) or not tagged:
         return Doubt(what)
@@ -116,7 +133,8 @@ def _of_values(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt | Non
     edges = (low, high) == (0, 255) and len(between) > _EDGE_VALUES and share < _EDGE_SHARE
     if not edges and (doubt := _of_greatest(files, counts)) is not None:
         return doubt
-    if (low, high) == (0, 255) and between and share < _EDGE_SHARE:
+    many = len(between) > _EDGE_VALUES and is_edged_grey(counts)
+    if (low, high) == (0, 255) and between and (share < _EDGE_SHARE or many):
         return Doubt(
             f"{share:.1%} of the mask pixels hold {counted(len(between), 'value')} between 0 and 255, "
             "as anti-aliased or "
@@ -165,6 +183,25 @@ def _too_many(files: Sequence[FileCodes], counts: Counter[Code]) -> Doubt:
     return Doubt(
         f"the masks hold {len(counts)} different {kind}{what}: too many for classes ({where})", lines
     )
+
+
+def _mixed(counts: Counter[Code]) -> list[Code]:
+    """Colours between two more frequent ones, where most are so and hold as little as edges do."""
+    found: list[Code] = []
+    codes = [code for code, _ in counts.most_common()]
+    colours = np.array(codes, np.float64)
+    for k, colour in enumerate(colours):
+        before = colours[:k]
+        for start in before:
+            along = before - start
+            length = np.maximum((along**2).sum(axis=1), 1)
+            share = along @ (colour - start) / length
+            off = np.abs(start + share[:, None] * along - colour).max(axis=1)
+            if ((share > 0) & (share < 1) & (off <= 1)).any():  # rounded to whole numbers
+                found.append(codes[k])
+                break
+    few = sum(counts[code] for code in found) < _EDGE_SHARE * counts.total()
+    return found if few and len(found) > len(codes) / 2 else []
 
 
 def _palette_clash(files: Sequence[FileCodes], codes: Sequence[Code]) -> Code | None:

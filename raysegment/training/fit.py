@@ -8,7 +8,7 @@ from typing import Literal
 
 from raysegment import console
 from raysegment.console import counted
-from raysegment.errors import RaysegmentError, WorkError
+from raysegment.errors import RaysegmentError, UsageError, WorkError
 from raysegment.runtime import joined
 from raysegment.storage import Url, location
 from raysegment.storage.objects import before_work, check_writable
@@ -176,4 +176,12 @@ def _outline(job: Job, team: Team, *, resumed: bool) -> str:
 
 
 def _text(val: str | os.PathLike[str] | float) -> str | float:
-    return val if isinstance(val, float) else os.fspath(val)
+    """A share, or a path as text. Raises UsageError for what is neither."""
+    if isinstance(val, (int, float)):
+        return float(val)
+    try:
+        return os.fspath(val)
+    except TypeError as e:
+        raise UsageError(
+            f"val {val!r}: give a share between 0 and 1, or a training set to validate on"
+        ) from e

@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from raysegment.model.architectures import margin, multiple
 from raysegment.model.spec import ModelSpec
 from raysegment.raster import PixelSize
 from raysegment.runtime.device import traits
+from raysegment.threads import OPENERS, in_order
 from raysegment.training.balance import ClassIndex, rarer
 from raysegment.training.blank import refuse_blank
 from raysegment.training.class_index import class_index
@@ -33,7 +35,9 @@ from raysegment.training.division import divide
 from raysegment.training.encoders import check_encoder, say_licence
 from raysegment.training.fingerprint import Fingerprint, advice, fingerprint
 from raysegment.training.forms import listing_of
+from raysegment.training.forms.find import header
 from raysegment.training.forms.leaks import named, overlaps, same_pictures
+from raysegment.training.forms.placed import displaced_note, displacement
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
 from raysegment.training.metric import Metric
@@ -102,6 +106,7 @@ def prepare(asked: Request, gpus: int = 0) -> dict[str, Any]:
     """
     fmt = common_format([*asked.train, *asked.val])
     leaks = _leaks(asked)
+    displaced = _displaced([*asked.train, *asked.val])
     seen = survey(asked.train, asked.val, fmt, asked.classes, asked.settings.ignore_index)
     refuse_blank(asked.train, asked.val, fmt.channels, seen.classes)
     loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
@@ -132,6 +137,7 @@ def prepare(asked: Request, gpus: int = 0) -> dict[str, Any]:
         "prior": list(seen.frequencies[1:] if count == 2 else seen.frequencies),
         "class_weights": _class_weights(settings.class_weights, seen),
         "data": {**_data(asked, fmt, seen), "fingerprint": found.to_json(), "leaks": leaks},
+        "warnings": displaced,
         "auto": _auto_text(asked.settings, settings, found),
         "versions": _versions(),
         "hardware": _hardware([device.name] * gpus),
@@ -207,6 +213,16 @@ def _leaks(asked: Request) -> list[dict[str, Any]]:
             f"{max(leak.share for leak in found):.1%}: the scores will flatter; name other images with --val"
         )
     return [{"train": leak.train, "val": leak.val, "share": leak.share} for leak in found]
+
+
+def _displaced(scenes: Sequence[Scene]) -> list[str]:
+    """A sentence on masks that lie elsewhere than their images, if there are any."""
+    found = in_order(lambda s: displacement(header(s.image), header(s.mask)), scenes, OPENERS)
+    note = displaced_note([s.name for s in scenes], list(found))
+    if note is None:
+        return []
+    console.warn(note)
+    return [f"{note}."]
 
 
 def _class_weights(text: str, seen: Survey) -> list[float] | None:

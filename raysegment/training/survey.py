@@ -115,15 +115,21 @@ def mask_codes(source: Source, given: ClassMap | None, every: int = 1) -> FileCo
     mask = source.open()
     try:
         kind, labels = kind_of(mask), labels_of(mask)
-        counts, hidden = Counter[Code](), 0
+        counts, hidden, missing = Counter[Code](), 0, 0
         nodata = int(mask.nodata) if mask.nodata is not None and float(mask.nodata).is_integer() else None
         for window in _some(mask, every):
             pixels = mask.read(window)
             valid = mask_valid(mask, window, pixels, given)
-            counts += count_codes(kind, pixels, valid, labels)
-            if valid is not None and nodata is not None:
-                hidden += int(np.count_nonzero(~valid & (pixels == nodata).all(axis=2)))
-        return FileCodes(str(source), kind, counts, mask.palette, mask.alpha is not None, nodata, hidden)
+            try:
+                counts += count_codes(kind, pixels, valid, labels)
+            except InputError as e:
+                raise InputError(f"{source}: {e}") from e
+            if valid is not None:
+                missing += int(np.count_nonzero(~valid))
+                if nodata is not None:
+                    hidden += int(np.count_nonzero(~valid & (pixels == nodata).all(axis=2)))
+        has_alpha = mask.alpha is not None
+        return FileCodes(str(source), kind, counts, mask.palette, has_alpha, nodata, hidden, missing - hidden)
     finally:
         mask.close()
 

@@ -1,4 +1,5 @@
-"""Pixels that a mask's nodata tag hides: often those of a class, as tools tag 0 unasked and people mean background."""
+"""Pixels that a mask says are no data: often those of a class, as tools tag 0 unasked, or leave the background
+transparent, and people mean a class by it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from raysegment.classes import IGNORE, ClassMap
+from raysegment.console import counted
 from raysegment.training.codes import Code, FileCodes
 
 
@@ -29,9 +31,26 @@ def as_classes(classes: ClassMap, files: Sequence[FileCodes]) -> list[FileCodes]
 
 
 def tagged_notes(classes: ClassMap, files: Sequence[FileCodes]) -> Iterator[str]:
-    """One line for each value that some masks tag as nodata: left out if `classes` says nothing of it, or a class."""
+    """One line for each value that some masks tag as nodata: left out if `classes` says nothing of it, or a class; and
+    one for what is transparent, NaN or masked out."""
     tags = hidden(files)
-    pixels = sum(file.counts.total() for file in files) + tags.total()
+    pixels = sum(file.counts.total() + file.transparent for file in files) + tags.total()
+    drawn = [file for file in files if file.kind == "labels" and file.transparent]
+    painted = [file for file in files if file.kind != "labels" and file.transparent]
+    for what, without, cure in (
+        (
+            "pixels without data (alpha 0, NaN or a mask page)",
+            painted,
+            "save them opaque, with a value of their own",
+        ),
+        ("polygons without a class", drawn, "give them its name"),
+    ):
+        if without:
+            share = sum(file.transparent for file in without) / pixels
+            yield (
+                f"{what} in {counted(len(without), 'mask')} are left out, {share:.1%} of all pixels: if they are of a "
+                f"class, {cure}"
+            )
     for value, count in sorted(tags.items()):
         index = classes.codes.get(value)
         masks = sum(file.nodata == value and file.hidden > 0 for file in files)

@@ -10,15 +10,18 @@ import os
 
 from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size
+from raysegment.raster import Raster
 from raysegment.storage import Location, Url, location
 from raysegment.storage.objects import before_work
 from raysegment.storage.remote import remote
 from raysegment.threads import OPENERS, in_order
 from raysegment.training.forms import folder, manifest, records, stores
-from raysegment.training.forms.scene import File, Form, Listing, Pair, Scene
+from raysegment.training.forms.scene import File, Form, Listing, Pair, Scene, Source
 
 #: In the order in which they are tried.
 FORMS: tuple[Form, ...] = (folder, manifest, stores, records)
+#: EXIF orientations from this one on exchange height and width.
+_QUARTER = 5
 EXPECTED = (
     "a folder with images/ and masks/, a CSV, Parquet or JSONL manifest with the columns image,mask[,split], "
     "a Zarr group with image and mask or labels/, or TFRecords"
@@ -78,19 +81,43 @@ def open_pair(pair: Pair) -> Scene:
     """The scene of a pair, by the headers of its image and mask. Raises InputError when they do not fit."""
     assert pair.image is not None
     assert pair.mask is not None
-    sizes = []
-    for source in (pair.image, pair.mask):
-        try:
-            raster = source.open()
-        except RaysegmentError as e:
-            # A picture inside a file cannot name itself.
-            raise e if isinstance(source, File) else type(e)(f"{source}: {e}") from e
-        sizes.append(Size(*raster.shape[:2]))
-        raster.close()
-    size, mask_size = sizes
+    image, mask = header(pair.image), header(pair.mask)
+    size, mask_size = Size(*image.shape[:2]), Size(*mask.shape[:2])
+    if why := turned(pair, image, mask):
+        raise InputError(why)
     if size != mask_size:
         raise InputError(
             f"{pair.image} is {size.height} × {size.width} px, its mask {pair.mask} "
             f"{mask_size.height} × {mask_size.width}: they must be of one size"
         )
     return Scene(pair.name, pair.image, pair.mask, size)
+
+
+def header(source: Source) -> Raster:
+    """An image or a mask, closed: what its header says stays. Raises InputError and its kin with the source's name."""
+    try:
+        raster = source.open()
+    except RaysegmentError as e:
+        # A picture inside a file cannot name itself.
+        raise e if isinstance(source, File) else type(e)(f"{source}: {e}") from e
+    raster.close()
+    return raster
+
+
+def turned(pair: Pair, image: Raster, mask: Raster) -> str | None:
+    """Why a mask may fit a picture as viewers show it and not as it is stored; None where that is out of the question.
+
+    Programs in which masks are drawn turn pictures by their EXIF orientation; those that compute masks mostly do not.
+    """
+    orientation = getattr(image, "orientation", 1)
+    if orientation == getattr(mask, "orientation", 1):
+        return None
+    size, mask_size = image.shape[:2], mask.shape[:2]
+    upright = size[::-1] if orientation >= _QUARTER else size
+    if mask_size != upright:  # it fits the picture as stored, or nothing at all
+        return None
+    return (
+        f"{pair.image} is shown turned or mirrored (EXIF orientation {orientation}) but read as stored, and its mask "
+        f"{pair.mask} may be drawn on what is shown: save the image upright (magick mogrify -auto-orient), or take "
+        "the orientation out of it (exiftool -Orientation=) where the mask fits it as stored"
+    )

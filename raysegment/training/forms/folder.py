@@ -5,6 +5,8 @@ A mask may also be a file of polygons (see polygons.py).
 
 from __future__ import annotations
 
+import unicodedata
+
 from raysegment.errors import InputError
 from raysegment.storage import Location
 from raysegment.storage.objects import children
@@ -39,7 +41,9 @@ def listing(place: Location) -> Listing:
         assert here is not None
         if images and masks and (image is None or mask is None):
             there = "images" if image is None else "masks"
-            problems.append(f"{here.name} has no partner of the same stem in {there}/")
+            problems.append(
+                f"{here.name} has no partner of the same stem in {there}/: name both alike, or pair them in a manifest"
+            )
         source = None if image is None else File.at(image)
         pairs.append(Pair(here.name, source, None if mask is None else mask_source(mask, source)))
     return Listing(tuple(pairs), tuple(problems), tuple(notes))
@@ -63,7 +67,8 @@ def _files(folder: Location, problems: list[str], notes: list[str]) -> dict[str,
             if is_folder:
                 notes.append(f"{path} is a folder: what is in it is left out; a manifest can name it")
             continue
-        stem = path.stem.removesuffix(".ome")
+        # macOS may write ä as a and a mark, which looks the same
+        stem = unicodedata.normalize("NFC", path.stem.removesuffix(".ome"))
         if stem in found:
             problems.append(f"{folder} holds {found[stem].name} and {path.name}: one file per stem")
         found.setdefault(stem, path)

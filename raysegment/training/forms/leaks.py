@@ -1,7 +1,7 @@
 """What stands in training and in validation alike, so that the scores would praise memory.
 
-Two things are looked for: the same picture (by content, so under any name and in any lossless format), and images whose
-footprints on the ground overlap.
+Two things are looked for: the same picture (by content, so under any name, in any lossless format, with alpha or
+without), and images whose footprints on the ground overlap.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from raysegment import console
 from raysegment.console import counted
 from raysegment.geometry import Size, Window
+from raysegment.raster import Raster
 from raysegment.raster.walk import windows
 from raysegment.threads import OPENERS, READERS, in_order
 from raysegment.training.forms.scene import Scene
@@ -116,21 +117,28 @@ def _look(scene: Scene) -> tuple[object, ...] | None:
         window = Window(
             y=(height - edge.height) // 2, x=(width - edge.width) // 2, height=edge.height, width=edge.width
         )
-        pixels = image.read(window)
+        pixels = _colours(image, window)
         if (pixels == pixels[:1, :1]).all():
             return None
-        return (*image.shape, str(image.dtype), hashlib.blake2b(pixels.tobytes(), digest_size=16).digest())
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+        return (height, width, pixels.shape[2], str(image.dtype), digest)
     finally:
         image.close()
 
 
+def _colours(image: Raster, window: Window) -> np.ndarray:
+    """Pixels (h, w, channels) without alpha, which networks do not see and formats add."""
+    pixels = image.read(window)
+    return pixels if image.alpha is None else np.delete(pixels, image.alpha, axis=2)
+
+
 def _equal(one: Scene, other: Scene) -> bool:
-    """Whether all pixels are the same."""
+    """Whether all pixels are the same but for alpha."""
     a, b = one.image.open(), other.image.open()
     try:
         whole = Window(y=0, x=0, height=one.size.height, width=one.size.width)
         return all(
-            np.array_equal(a.read(w), b.read(w), equal_nan=a.dtype.kind == "f")
+            np.array_equal(_colours(a, w), _colours(b, w), equal_nan=a.dtype.kind == "f")
             for w in windows(whole, a.chunk)
         )
     finally:

@@ -1,7 +1,8 @@
 """A manifest: CSV, Parquet or JSON lines with the columns ``image``, ``mask`` and, where it says so, ``split``.
 
-Paths are relative to the manifest's folder, or its URL; URLs are kept as they are. ``split`` is train, val (also valid,
-validation, dev) or test, whose rows are left out; other columns are the user's own.
+Paths are relative to the manifest's folder, or its URL; URLs are kept as they are, and a path may be written as Windows
+does. ``split`` is train, val (also valid, validation, dev) or test, whose rows are left out; other columns are the
+user's own. A CSV has commas, or a spreadsheet's semicolons or tabs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from raysegment.errors import InputError
@@ -57,6 +58,10 @@ def listing(place: Location) -> Listing:
         at = _located(place, row, "mask", here, problems)
         mask = None if at is None else mask_source(at, image)
         pairs.append(Pair(str(row["image"] or here), image, mask, _SPLITS.get(said)))
+    if left_out and not pairs and not problems:
+        raise InputError(
+            f"{place}: all rows are of the split test, which is left out: set some to train and val"
+        )
     notes = (f"{place.name}: the rows of the split test are left out ({left_out})",) if left_out else ()
     return Listing(tuple(sorted(pairs, key=lambda p: p.name)), tuple(problems), notes)
 
@@ -79,6 +84,8 @@ def _located(
     if isinstance(place, Url) and not Path(text).is_absolute():
         return _below(place.parent, text)
     folder = Path(place).parent.absolute()
+    if "\\" in text and not (folder / text).exists():
+        text = PureWindowsPath(text).as_posix()
     if not (folder / text).exists():
         problems.append(f"{here}: the {column} {text} does not exist in {folder}")
         return None
@@ -97,18 +104,26 @@ def _rows(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
     read = {".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}[place.suffix.lower()]
     try:
         yield from read(place)
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
+    except UnicodeDecodeError as e:
+        raise InputError(f"{place} is not UTF-8 ({e.reason} at byte {e.start}): save it as UTF-8") from e
+    except (OSError, csv.Error) as e:
         raise InputError(f"cannot read {place}: {e}") from e
 
 
 def _csv(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    text = io.StringIO(place.read_bytes().decode("utf-8-sig"), newline="")
-    reader = csv.DictReader(text, skipinitialspace=True)
+    text = place.read_bytes().decode("utf-8-sig")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_separator(text), skipinitialspace=True)
     reader.fieldnames = [_column(name) for name in reader.fieldnames or ()]
     _check_columns(place, reader.fieldnames)
     for row in reader:
         if any(row.values()):
             yield reader.line_num, row
+
+
+def _separator(text: str) -> str:
+    """What stands between the columns: a comma, or what a spreadsheet writes where the first line has none."""
+    first = text.partition("\n")[0]
+    return next((mark for mark in ",;\t" if mark in first), ",")
 
 
 def _parquet(place: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
