@@ -1,7 +1,7 @@
 """The one place that prints.
 
-Results go to stdout; talk (notes, warnings, progress) goes to stderr. The library is silent until the
-command line calls :func:`configure`. Three ways to speak, decided once: to people, as one JSON object, quietly.
+Results go to stdout; talk (notes, warnings, progress) goes to stderr. The library is silent, but for Python's own
+warnings, until the command line calls :func:`configure`. Three ways to speak, decided once: to people, as one JSON object, quietly.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import contextlib
 import json
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from raysegment.errors import RaysegmentWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,9 +59,11 @@ def detail(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Something a person should know even under --quiet."""
+    """Something a person should know even under --quiet; from Python a RaysegmentWarning."""
     if _settings.mode != "silent":
         print(f"warning: {text}", file=sys.stderr, flush=True)
+    else:
+        warnings.warn(text, RaysegmentWarning, stacklevel=2)
 
 
 def relay(line: str) -> None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+class RaysegmentWarning(UserWarning):
+    """What a caller from Python should know, and no reason to stop; the command line prints it."""
+
+
 class RaysegmentError(Exception):
     """Base of every error raised on purpose."""
 

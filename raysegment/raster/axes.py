@@ -78,8 +78,8 @@ def resolve(names: Sequence[str], sizes: Sequence[int], select: Mapping[str, int
     if open_:
         example = ",".join(f"{name}=0" for name in open_)
         raise UsageError(
-            f"{path} has the axes ({shown}): choose one plane, e.g. --select {example} (for train: save each plane as "
-            f"an image of its own){_hint(open_)}"
+            f"{path} has the axes ({shown}): choose one plane, e.g. --select {example}{_hint(open_)} (train takes no "
+            "--select: save each plane as an image of its own)"
         )
     fixed = {i: wanted.get(short[i], 0) for i in planar}
     channel = None if "c" not in short or "c" in wanted else short.index("c")
