@@ -350,6 +350,39 @@ def test_three_jpeg_components_that_are_no_colours_equal_rasterios(tmp_path: Pat
     np.testing.assert_array_equal(raster.read(whole(raster)), read_by_rasterio(path))
 
 
+@pytest.mark.parametrize("interleave", ["PIXEL", "BAND"])
+@pytest.mark.parametrize("layout", [{"tiled": True, "blockxsize": 64, "blockysize": 48}, {"blockysize": 16}])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "codec"),
+    [
+        ("float32", 1, "LERC"),
+        ("float32", 2, "LERC_ZSTD"),
+        ("float64", 3, "LERC_DEFLATE"),
+        ("uint8", 4, "LERC"),
+    ],
+)
+def test_masks_of_lerc_are_read_as_gdal_reads_them(
+    tmp_path: Path, dtype: str, channels: int, codec: str, layout: dict[str, int], interleave: str
+) -> None:
+    path = tmp_path / "x.tif"
+    pixels = pattern(dtype, channels)
+    if channels == 4:
+        pixels[:, :, 3] = np.where(pixels[:, :, 0] > 60, 255, 0)
+    else:
+        pixels[40:90, 30:100] = np.nan
+        pixels[80:110, 60:120, 0] = np.nan  # in one band alone: GDAL keeps the bands apart
+    written(path, pixels, compress=codec, interleave=interleave, max_z_error=0, **layout)
+    raster = open_raster(path)
+    found = raster.read(whole(raster))
+    np.testing.assert_array_equal(found, read_by_rasterio(path))
+    valid = raster.valid(whole(raster), found)
+    assert valid is not None
+    holes = pixels[:, :, 3] == 0 if channels == 4 else np.isnan(pixels).all(axis=2)
+    np.testing.assert_array_equal(valid, ~holes)
+    window = Window(y=41, x=59, height=70, width=72)
+    np.testing.assert_array_equal(raster.read(window), found[window.slices()])
+
+
 def test_without_nodata_everything_is_valid(tmp_path: Path) -> None:
     written(tmp_path / "x.tif", pattern("uint8"))
     raster = open_raster(tmp_path / "x.tif")

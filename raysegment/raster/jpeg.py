@@ -21,12 +21,13 @@ _SEPARATE = 2  # PlanarConfiguration
 _GREY = (0, 1)  # PhotometricInterpretation: MinIsWhite, MinIsBlack
 
 
-def decoder_of(key: TiffPage) -> Callable[..., Any]:
-    """What decodes a tile or strip of any page, called as :attr:`TiffPage.decode` is, with its kind of answer."""
+def decoder_of(key: TiffPage) -> Callable[..., Any] | None:
+    """What decodes a tile or strip of such a page, called as :attr:`TiffPage.decode` is, with its kind of answer;
+    None for other pages."""
     is_plane = key.planarconfig == _SEPARATE
     is_raw = is_plane or (key.photometric in _GREY and key.samplesperpixel == 3)
     if key.compression != _JPEG or key.is_jfif or not is_raw:
-        return key.decode
+        return None
     return partial(_decoded, components=1 if is_plane else 3)
 
 
