@@ -435,6 +435,30 @@ def test_georeference_equals_rasterios(
         assert raster.pixel_size[2] == ("m" if unit == "foot" else unit)
 
 
+@pytest.mark.parametrize(
+    ("scale_y", "code", "unit", "metres"),
+    [(10.0, 26943, 9003, 1200 / 3937), (10.0, 2263, 9003, 1200 / 3937), (-10.0, 32643, 9001, 1.0)],
+    ids=["a code of metres, counted in feet", "a code of feet", "a negative scale"],
+)
+def test_odd_tags_are_taken_as_gdal_takes_them(
+    tmp_path: Path, scale_y: float, code: int, unit: int, metres: float
+) -> None:
+    path = tmp_path / "g.tif"
+    keys = (1, 1, 0, 4, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, code, 3076, 0, 1, unit)
+    tags = [
+        (33550, "d", 3, (10.0, scale_y, 0.0), True),
+        (33922, "d", 6, (0.0, 0.0, 0.0, 6e5, 3e6, 0.0), True),
+        (34735, "H", len(keys), keys, True),
+    ]
+    tifffile.imwrite(path, pattern("uint8", 1)[:, :, 0], metadata=None, extratags=tags)
+    raster = open_raster(path)
+    with rasterio.open(path) as dataset:
+        assert raster.transform == pytest.approx(tuple(dataset.transform)[:6])
+        assert raster.crs is not None
+        assert rasterio.CRS.from_user_input(raster.crs) == dataset.crs
+    assert raster.pixel_size == pytest.approx((10 * metres, 10 * metres, "m"))
+
+
 def test_heights_without_a_known_system_leave_the_horizontal_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
