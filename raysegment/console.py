@@ -1,7 +1,8 @@
 """The one place that prints.
 
 Results go to stdout; talk (notes, warnings, progress) goes to stderr. The library is silent, but for Python's own
-warnings, until the command line calls :func:`configure`. Three ways to speak, decided once: to people, as one JSON object, quietly.
+warnings, until the command line calls :func:`configure`. Three ways to speak, decided once: to people, as one JSON
+object, quietly.
 """
 
 from __future__ import annotations

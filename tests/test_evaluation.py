@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import tifffile
 import zarr
 from hypothesis import HealthCheck, given, settings
@@ -391,6 +392,30 @@ def test_pixel_sizes_tell_a_truth_on_the_masks_grid_from_one_on_the_source_s(tmp
         InputError, match=r"6 × 9 px, the truth .* 37 × 45 px.*2 × 2 of the source's.*give the truth"
     ):
         evaluate(mask, other)
+
+
+@pytest.mark.parametrize("off", [(0, 0), (0.5, -0.5), (0, 3), (-2, 0)])
+@pytest.mark.parametrize("is_region", [False, True])
+def test_a_truth_of_other_ground_is_refused(
+    tmp_path: Path, off: tuple[float, float], is_region: bool
+) -> None:
+    """Of the mask's own size, or of the source's, with its corner `off` pixels from the source's."""
+    y, x = (9, 11) if is_region else (0, 0)
+    part = (slice(y, 30 if is_region else None), slice(x, 31 if is_region else None))
+    place = {"proj:code": "EPSG:32616", "spatial:transform": [10, 0, 500 + 10 * x, 0, -10, 900 - 10 * y]}
+    mask = write_zarr_mask(tmp_path / "m.zarr", LABELS[part], THREE, origin=(y, x), **place)
+    with rasterio.open(
+        tmp_path / "t.tif", "w", driver="GTiff", height=37, width=45, count=1, dtype="uint8", crs="EPSG:32616",
+        transform=rasterio.Affine(10, 0, 500 + 10 * off[1], 0, -10, 900 - 10 * off[0]),
+    ) as dataset:  # fmt: skip
+        dataset.write(SOURCE[TRUTH][None])
+    if max(map(abs, off)) < 1:
+        assert rows(evaluate(mask, tmp_path / "t.tif")) == matrix(TRUTH[part], LABELS[part])
+    else:
+        with pytest.raises(
+            InputError, match=rf"t.tif lies elsewhere than .*m.zarr, by {10 * abs(sum(off)):g} "
+        ):
+            evaluate(mask, tmp_path / "t.tif")
 
 
 @pytest.mark.parametrize("shape", [(36, 45), (73, 90), (74, 89), (30, 30)])

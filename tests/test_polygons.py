@@ -24,7 +24,7 @@ from raysegment.geometry import Window
 from raysegment.inspection import inspect
 from raysegment.training.dataset import common_format, find_scenes
 from raysegment.training.forms.polygons import PolygonRaster
-from raysegment.training.forms.vector import Layer
+from raysegment.training.forms.vector import Layer, read_layer
 from raysegment.training.survey import survey
 from raysegment.training.windows import IGNORE as NOTHING
 from raysegment.training.windows import WindowReader
@@ -143,6 +143,29 @@ def test_coordinate_systems_lead_to_the_same_pixels(tmp_path: Path, kind: str) -
     expected[2:8, 2:8] = 1
     expected[4:6, 4:6] = 0
     assert np.array_equal(target, expected)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".shp"])
+@pytest.mark.parametrize(
+    ("field", "values", "labels"),
+    [
+        ("CLASS", np.array(["water", "forest", "water"], object), ("water", "forest")),
+        ("Label", np.array([3, 1, 1], np.int32), ("3", "1")),
+        ("class", np.array([3, 1, 1], np.float32), ("3", "1")),
+    ],
+)
+def test_classes_of_gis_files_whatever_the_case_and_the_type_and_without_empty_shapes(
+    tmp_path: Path, suffix: str, field: str, values: np.ndarray, labels: tuple[str, ...]
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    shapes = [shapely.box(0, 0, 1, 1), shapely.box(2, 2, 3, 3), shapely.Polygon()]
+    pyogrio.raw.write(
+        path, shapely.to_wkb(shapes), [values, np.array(["a", "b", "c"], object)], [field, "name"],
+        geometry_type="Polygon", crs="EPSG:32616",
+    )  # fmt: skip
+    layer = read_layer(str(path))
+    assert layer.labels == labels
+    assert [shape["type"] for shape in layer.geometries] == ["Polygon", "Polygon"]
 
 
 _POINT = st.tuples(st.floats(-5, 55), st.floats(-5, 45))

@@ -356,6 +356,39 @@ def test_three_jpeg_components_that_are_no_colours_equal_rasterios(tmp_path: Pat
     np.testing.assert_array_equal(raster.read(whole(raster)), read_by_rasterio(path))
 
 
+@pytest.mark.parametrize("interleave", ["PIXEL", "BAND"])
+@pytest.mark.parametrize("layout", [{"tiled": True, "blockxsize": 64, "blockysize": 48}, {"blockysize": 16}])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "codec"),
+    [
+        ("float32", 1, "LERC"),
+        ("float32", 2, "LERC_ZSTD"),
+        ("float64", 3, "LERC_DEFLATE"),
+        ("uint8", 4, "LERC"),
+    ],
+)
+def test_masks_of_lerc_are_read_as_gdal_reads_them(
+    tmp_path: Path, dtype: str, channels: int, codec: str, layout: dict[str, int], interleave: str
+) -> None:
+    path = tmp_path / "x.tif"
+    pixels = pattern(dtype, channels)
+    if channels == 4:
+        pixels[:, :, 3] = np.where(pixels[:, :, 0] > 60, 255, 0)
+    else:
+        pixels[40:90, 30:100] = np.nan
+        pixels[80:110, 60:120, 0] = np.nan  # in one band alone: GDAL keeps the bands apart
+    written(path, pixels, compress=codec, interleave=interleave, max_z_error=0, **layout)
+    raster = open_raster(path)
+    found = raster.read(whole(raster))
+    np.testing.assert_array_equal(found, read_by_rasterio(path))
+    valid = raster.valid(whole(raster), found)
+    assert valid is not None
+    holes = pixels[:, :, 3] == 0 if channels == 4 else np.isnan(pixels).all(axis=2)
+    np.testing.assert_array_equal(valid, ~holes)
+    window = Window(y=41, x=59, height=70, width=72)
+    np.testing.assert_array_equal(raster.read(window), found[window.slices()])
+
+
 def test_without_nodata_everything_is_valid(tmp_path: Path) -> None:
     written(tmp_path / "x.tif", pattern("uint8"))
     raster = open_raster(tmp_path / "x.tif")
@@ -406,6 +439,30 @@ def test_georeference_equals_rasterios(
         assert raster.pixel_size is not None
         assert raster.pixel_size[:2] == pytest.approx((scale * np.hypot(b, e), scale * np.hypot(a, d)))
         assert raster.pixel_size[2] == ("m" if unit == "foot" else unit)
+
+
+@pytest.mark.parametrize(
+    ("scale_y", "code", "unit", "metres"),
+    [(10.0, 26943, 9003, 1200 / 3937), (10.0, 2263, 9003, 1200 / 3937), (-10.0, 32643, 9001, 1.0)],
+    ids=["a code of metres, counted in feet", "a code of feet", "a negative scale"],
+)
+def test_odd_tags_are_taken_as_gdal_takes_them(
+    tmp_path: Path, scale_y: float, code: int, unit: int, metres: float
+) -> None:
+    path = tmp_path / "g.tif"
+    keys = (1, 1, 0, 4, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, code, 3076, 0, 1, unit)
+    tags = [
+        (33550, "d", 3, (10.0, scale_y, 0.0), True),
+        (33922, "d", 6, (0.0, 0.0, 0.0, 6e5, 3e6, 0.0), True),
+        (34735, "H", len(keys), keys, True),
+    ]
+    tifffile.imwrite(path, pattern("uint8", 1)[:, :, 0], metadata=None, extratags=tags)
+    raster = open_raster(path)
+    with rasterio.open(path) as dataset:
+        assert raster.transform == pytest.approx(tuple(dataset.transform)[:6])
+        assert raster.crs is not None
+        assert rasterio.CRS.from_user_input(raster.crs) == dataset.crs
+    assert raster.pixel_size == pytest.approx((10 * metres, 10 * metres, "m"))
 
 
 def test_heights_without_a_known_system_leave_the_horizontal_one(

@@ -1,14 +1,15 @@
 """Which pixel of a prediction lies under each pixel of its truth, where the two differ in resolution or in extent.
 
-Both lie on grids that begin at the source's top left corner. A pixel of the truth is answered by the pixel of
-the prediction that holds its centre; a centre on the border of two, by the lower or right one.
+Both lie on grids that begin at the source's top left corner; where both say their place on the ground, it must be the
+same. A pixel of the truth is answered by the pixel of the prediction that holds its centre; a centre on the border of
+two, by the lower or right one.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from raysegment.geometry import Size, Window
 
 if TYPE_CHECKING:
     from raysegment.evaluation.meaning import Side
+    from raysegment.raster import Transform
 
 #: Scales are ratios of two image sizes, read back from their decimals: the largest divisor that is looked for.
 _MOST_PIXELS = 1 << 22
@@ -50,7 +52,7 @@ class Axis:
     def covered(self, length: int) -> tuple[int, int]:
         """The truth's pixels, first and past the last, whose centre lies in a prediction of `length` pixels."""
         half = Fraction(1, 2)
-        first, stop = (ceil(i / self.ratio - half) for i in (self.prediction, self.prediction + length))
+        first, stop = (math.ceil(i / self.ratio - half) for i in (self.prediction, self.prediction + length))
         return first - self.truth, stop - self.truth
 
 
@@ -79,7 +81,7 @@ class Alignment:
         mine = p.coding.offset if p.coding is not None else (0, 0)
         theirs = t.coding.offset if t.coding is not None else (0, 0)
         if p.size == t.size and mine == theirs == (0, 0):
-            return cls.same(t.size)
+            return _in_place(cls.same(t.size), p, t)
         if p.coding is None:
             raise InputError(f"{_sizes(p, t)}: give a truth of the same size")
         scale = _scale_of_truth(p, t)
@@ -93,7 +95,7 @@ class Alignment:
             (top, bottom), (left, right) = rows.covered(p.size.height), cols.covered(p.size.width)
             covered = Window.between(top, left, bottom, right)
             if covered.area and Window(y=0, x=0, height=t.size.height, width=t.size.width).holds(covered):
-                return cls(rows, cols, covered)
+                return _in_place(cls(rows, cols, covered), p, t)
         y, x = p.coding.origin
         at = f"whose corner is the source's pixel y {y:g}, x {x:g}"
         if p.coding.scale != (1.0, 1.0):
@@ -102,6 +104,30 @@ class Alignment:
             f"{_sizes(p, t)}, and the mask, {at}, is no part of it: "
             "give the truth at the source's resolution or at the mask's"
         )
+
+
+def _in_place(alignment: Alignment, p: Side, t: Side) -> Alignment:
+    """The alignment itself. Raises InputError where it lays more than a pixel of ground onto another."""
+    ours, theirs = p.raster.transform, t.raster.transform
+    if ours is None or theirs is None or p.raster.crs != t.raster.crs:
+        return alignment
+    rows, cols, covered = alignment.rows, alignment.cols, alignment.covered
+    pixel = max(math.hypot(m[i], m[i + 3]) for m in (ours, theirs) for i in (0, 1))
+    for y, x in ((covered.y, covered.x), (covered.bottom, covered.right)):
+        above = float((y + rows.truth) * rows.ratio - rows.prediction)
+        left = float((x + cols.truth) * cols.ratio - cols.prediction)
+        off = math.dist(_on_ground(theirs, y, x), _on_ground(ours, above, left))
+        if off > pixel * (1 + 1e-6):
+            raise InputError(
+                f"the truth {t.path} lies elsewhere than {p.path}, by {off:.6g} of their CRS's units: "
+                "give a truth on the grid of the image that was segmented"
+            )
+    return alignment
+
+
+def _on_ground(transform: Transform, y: float, x: float) -> tuple[float, float]:
+    a, b, c, d, e, f = transform
+    return a * x + b * y + c, d * x + e * y + f
 
 
 def _sizes(p: Side, t: Side) -> str:

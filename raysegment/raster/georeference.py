@@ -123,7 +123,7 @@ def _transform(page: TiffPage, keys: Mapping[int, int]) -> Transform | None:
         a, b, _, c, d, e, _, f = map(float, matrix[:8])
     elif scale is not None and len(scale) >= 2 and ties is not None and len(ties) >= 6:
         a, b, d = float(scale[0]), 0.0, 0.0
-        e = -float(scale[1])
+        e = -abs(float(scale[1]))  # GDAL's reading, against the letter: nobody who writes −10 means south-up
         c, f = ties[3] - ties[0] * a, ties[4] - ties[1] * e
     else:
         return None
@@ -139,7 +139,7 @@ def _crs(keys: Mapping[int, int], path: str) -> str | None:
         return None
     geographic = _is_geographic(keys)
     code = keys.get(_GEOGRAPHIC if geographic else _PROJECTED, 0)
-    if geographic is not None and 0 < code < _USER_DEFINED:
+    if geographic is not None and 0 < code < _USER_DEFINED and not _counts_otherwise(keys, code):
         vertical = keys.get(_VERTICAL, 0)
         return f"EPSG:{code}" if not vertical else of_codes(code, vertical, path)
     return of_file(path) if keys.get(_MODEL_TYPE, 0) or code else None
@@ -154,6 +154,15 @@ def _is_geographic(keys: Mapping[int, int]) -> bool | None:
     if model == 0 and (_PROJECTED in keys or _GEOGRAPHIC in keys):
         return _PROJECTED not in keys
     return None
+
+
+def _counts_otherwise(keys: Mapping[int, int], code: int) -> bool:
+    """Whether a projected file has another unit than the system of its EPSG code: state planes in feet, often."""
+    unit = _unit_metres(keys)
+    if unit is None or unit == 1.0 or _is_geographic(keys):
+        return False
+    _, of_code = _asked_unit(f"EPSG:{code}")
+    return of_code is not None and not math.isclose(of_code, unit, rel_tol=1e-9)
 
 
 def _unit_metres(keys: Mapping[int, int]) -> float | None:

@@ -23,14 +23,15 @@ _SIZ, _COD = b"\xff\x51", b"\xff\x52"  # markers of a JPEG 2000 codestream: size
 _GREY = (0, 1)  # PhotometricInterpretation: MinIsWhite, MinIsBlack
 
 
-def decoder_of(key: TiffPage) -> Callable[..., Any]:
-    """What decodes a tile or strip of any page, called as :attr:`TiffPage.decode` is, with its kind of answer."""
+def decoder_of(key: TiffPage) -> Callable[..., Any] | None:
+    """What decodes a tile or strip of such a page, called as :attr:`TiffPage.decode` is, with its kind of answer;
+    None for other pages."""
     if key.compression == _APERIO_YCBCR and key.samplesperpixel == 3:
         return partial(_decoded_aperio, key.decode)
     is_plane = key.planarconfig == _SEPARATE
     is_raw = is_plane or (key.photometric in _GREY and key.samplesperpixel == 3)
     if key.compression != _JPEG or key.is_jfif or not is_raw:
-        return key.decode
+        return None
     return partial(_decoded, components=1 if is_plane else 3)
 
 

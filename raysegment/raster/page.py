@@ -14,7 +14,7 @@ import numpy as np
 
 from raysegment.errors import InputError, ReadError, StorageError
 from raysegment.geometry import Size, Window
-from raysegment.raster.jpeg import decoder_of
+from raysegment.raster import jpeg, lerc
 from raysegment.raster.large_segment import LARGE_BYTES, MOST_KEPT_BYTES, LargeSegments
 from raysegment.raster.segment_cache import DECODED
 from raysegment.raster.segment_stream import Section, SegmentStream, can_stream
@@ -68,7 +68,7 @@ class Page:
         self._stored = _plain_dtype(key) if base is None else key.dtype.newbyteorder(key.parent.byteorder)
         if base is None:
             self._check_header(key)
-            self._decode = decoder_of(key)
+            self._decode = jpeg.decoder_of(key) or lerc.decoder_of(key) or key.decode
             self._tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
             self._large = self._large_segments(key)
         elif planes > 1:

@@ -13,12 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raysegment.errors import InputError, StorageError, UsageError
 from raysegment.storage import Url, location
 from raysegment.storage.objects import fetched
 from raysegment.training.forms.masks import GEOJSON
 
-#: Properties that name a class, the first that any polygon has.
+#: Properties that name a class, in any case of letters, the first that any polygon has.
 CLASS_PROPERTIES = ("classification", "class", "class_name", "label", "category")
 #: The class of all polygons where none has a property that names one.
 UNNAMED = "object"
@@ -126,13 +128,19 @@ def _layer(
     *,
     in_pixels: bool,
 ) -> Layer:
-    drawn = [(g, p) for g, p in zip(geometries, properties, strict=True) if g and g.get("coordinates") != []]
+    drawn = [
+        (g, p)
+        for g, p in zip(geometries, properties, strict=True)
+        if g and g.get("coordinates") not in ([], ())  # empty: nothing to draw
+    ]
     odd = sorted({str(g.get("type")) for g, _ in drawn} - set(_POLYGONS))
     if odd:
         raise InputError(
             f"{path} holds shapes that have no area ({', '.join(odd)}): a mask needs polygons, buffer them"
         )
-    key = next((k for k in CLASS_PROPERTIES if any(_name(p.get(k)) for _, p in drawn)), None)
+    names = sorted({name for _, p in drawn for name in p}, reverse=True)  # "class" before "CLASS"
+    keys = [name for known in CLASS_PROPERTIES for name in names if name.lower() == known]
+    key = next((k for k in keys if any(_name(p.get(k)) for _, p in drawn)), None)
     labels = [UNNAMED if key is None else _name(p.get(key)) for _, p in drawn]
     return Layer(tuple(g for g, _ in drawn), tuple(labels), crs, in_pixels)
 
@@ -143,6 +151,6 @@ def _name(value: Any) -> str | None:
         value = value.get("name")
     if value is None or value != value:  # NaN: an empty cell of a GIS table
         return None
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | np.floating) and value.is_integer():
         value = int(value)
     return str(value).strip() or None
