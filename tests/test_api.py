@@ -90,6 +90,17 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         raysegment.model.Modell  # noqa: B018
 
 
+def test_from_python_a_warning_is_one_of_python_s() -> None:
+    said = python(
+        "import warnings\nfrom raysegment import console\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    console.warn('the scores will flatter')\n"
+        "    console.say('so it goes')\n"
+        "print([(w.category.__name__, str(w.message)) for w in caught])"
+    )
+    assert said == "[('RaysegmentWarning', 'the scores will flatter')]"
+
+
 def test_importing_loads_nothing_heavy() -> None:
     heavy = ["torch", "ray", "zarr", "numpy", "tifffile", "PIL", "pydantic", "typer"]
     assert python(f"import sys, raysegment; print([m for m in {heavy} if m in sys.modules])") == "[]"

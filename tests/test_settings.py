@@ -121,6 +121,13 @@ def test_steps_follow_the_data_within_bounds() -> None:
     assert _resolve(bf16=True, precision="fp32").precision == "fp32"
 
 
+def test_the_loss_follows_the_score_that_is_wanted() -> None:
+    """Focal, with membranes weighing thrice as much as cells, whichever of the two classes they are."""
+    losses = [resolve(Settings(), _SEEN, fast_bf16=False, membrane=m).loss for m in (None, 0, 1)]
+    assert losses == ["ce+dice", "focal(alpha=0.25,gamma=2)", "focal(alpha=0.75,gamma=2)"]
+    assert resolve(Settings(loss="lovasz"), _SEEN, fast_bf16=False, membrane=0).loss == "lovasz"
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "poly"])
 def test_learning_rate_rises_then_follows_its_schedule(schedule: str) -> None:
     s = _resolve(schedule=schedule, epochs=10, steps_per_epoch=20, lr=0.01)

@@ -120,8 +120,11 @@ def train(
     ] = 1,
     loss: Annotated[
         str,
-        typer.Option(metavar="EXPR", help="Sum of ce, bce, focal(), dice, tversky(), lovasz with weights."),
-    ] = "ce+dice",
+        typer.Option(
+            metavar="auto|EXPR",
+            help="Sum of ce, bce, focal(), dice, tversky(), lovasz with weights. auto: ce+dice, for v_rand focal.",
+        ),
+    ] = "auto",
     class_weights: Annotated[
         str, typer.Option(metavar="none|balanced|A,B,…", help="How much each class counts in the loss.")
     ] = "none",

@@ -44,7 +44,7 @@ def train(
     warmup: int | None = None,
     clip_grad: float = 1.0,
     accumulate: int = 1,
-    loss: str = "ce+dice",
+    loss: str = "auto",
     class_weights: str = "none",
     ignore_index: int | None = None,
     augment: Literal["none", "light", "strong"] = "light",

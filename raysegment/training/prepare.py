@@ -75,7 +75,8 @@ def request(
     """Find and fingerprint the data. Raises UsageError and InputError for what cannot be right, StorageError."""
     check_network(settings)
     check_encoder(settings)
-    Loss.parse(settings.loss)
+    if settings.loss != "auto":
+        Loss.parse(settings.loss)
     Metric.parse(settings.metric)
     listing, fraction = listing_of(data), _fraction(val)
     train, held = divide(listing, data, str(val) if fraction is None else fraction)
@@ -109,17 +110,19 @@ def prepare(asked: Request, gpus: int = 0) -> dict[str, Any]:
     displaced = _displaced([*asked.train, *asked.val])
     seen = survey(asked.train, asked.val, fmt, asked.classes, asked.settings.ignore_index)
     refuse_blank(asked.train, asked.val, fmt.channels, seen.classes)
-    loss, count = Loss.parse(asked.settings.loss), len(seen.classes.classes)
-    Metric.of(asked.settings.metric, seen.classes.names, seen.frequencies)
+    names, count = seen.classes.names, len(seen.classes.classes)
+    membrane = Metric.of(asked.settings.metric, names, seen.frequencies).membrane(names)
     device = traits("cuda" if gpus else "cpu")
     found = fingerprint(asked.train, fmt, seen.classes, memory=device.memory * max(1, gpus))
-    settings = resolve(asked.settings, found, fast_bf16=device.fast_bf16)
+    settings = resolve(
+        asked.settings, found, fast_bf16=device.fast_bf16, membrane=membrane if count == 2 else None
+    )
     architecture = network(settings, len(fmt.channels), 1 if count == 2 else count)
     spec = ModelSpec(
         classes=seen.classes.classes,
         channels=len(fmt.channels),
         **normalisation(settings.normalisation, seen, fmt),
-        activation=loss.activation(count),
+        activation=Loss.parse(settings.loss).activation(count),
         tile=settings.tile,
         multiple=multiple(architecture),
         margin=margin(architecture),
