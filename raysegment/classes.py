@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: What a code maps to when the pixel is neither learned nor scored.
-IGNORE = -1
+NO_CLASS = -1
 #: The greatest numbers of 8, 15, 16, … bits: what masks of any dtype hold where there is no class.
 GREATEST = frozenset((1 << bits) - 1 for bits in (8, 15, 16, 31, 32, 63, 64))
 #: Above every stored pixel value that occurs in masks: the codes of colours that are not grey.
@@ -36,7 +36,7 @@ class ClassMap:
 
     classes: tuple[Class, ...]
     codes: Mapping[int, int]
-    """Pixel code → class index, or IGNORE."""
+    """Pixel code → class index, or NO_CLASS."""
     source: str
     """Where it came from, for messages."""
 
@@ -63,12 +63,12 @@ class ClassMap:
 
     def ignoring(self, value: int) -> Self:
         """The same, and pixels of this value are ignored. Raises InputError where a class holds it."""
-        index = self.codes.get(value, IGNORE)
-        if index != IGNORE:
+        index = self.codes.get(value, NO_CLASS)
+        if index != NO_CLASS:
             raise InputError(
                 f"the value {value} is to be ignored, and {self.source} says that it is {self.names[index]!r}"
             )
-        return replace(self, codes={**self.codes, value: IGNORE})
+        return replace(self, codes={**self.codes, value: NO_CLASS})
 
     @property
     def by_colour(self) -> bool:
@@ -222,7 +222,7 @@ def _coded(path: Location, file: ClassesFile) -> tuple[tuple[Class, ...], dict[i
     owner: dict[int, str] = {}
     coded: list[tuple[str, Sequence[int | Colour | str], int]]
     coded = [(f"class {e.name!r}", e.coded_by(), i) for i, e in enumerate(file.entries)]
-    coded.append(("ignore", [rgb(v) if isinstance(v, str) else v for v in file.ignore], IGNORE))
+    coded.append(("ignore", [rgb(v) if isinstance(v, str) else v for v in file.ignore], NO_CLASS))
     for who, values, target in coded:
         for code in map(class_code, values):
             if code in owner:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raysegment.classes import IGNORE, ClassMap
+from raysegment.classes import NO_CLASS, ClassMap
 from raysegment.errors import WorkError
 from raysegment.geometry import Size, Window
 from raysegment.model.spec import default_classes
@@ -23,7 +23,7 @@ from raysegment.training.dataset import find_scenes
 from raysegment.training.resolution import at_pixel_size
 from raysegment.training.windows import WindowReader, WindowSampler
 
-_FOUR = ClassMap(default_classes(4), {0: 0, 1: 1, 2: 2, 3: 3, 9: IGNORE}, source="a test")
+_FOUR = ClassMap(default_classes(4), {0: 0, 1: 1, 2: 2, 3: 3, 9: NO_CLASS}, source="a test")
 
 
 def _masks(root: Path, masks: dict[str, np.ndarray]) -> Path:
@@ -201,7 +201,7 @@ def test_a_class_index_is_made_once_for_the_same_masks_and_coding(
     assert len(built) == 1
     assert np.array_equal(first.groups, again.groups)
     assert np.array_equal(first.places, again.places)
-    swapped = ClassMap(_FOUR.classes, {0: 0, 1: 2, 2: 1, 3: 3, 9: IGNORE}, source="a test")
+    swapped = ClassMap(_FOUR.classes, {0: 0, 1: 2, 2: 1, 3: 3, 9: NO_CLASS}, source="a test")
     class_index.class_index(path, _reader(data), (1, 2), "other masks")
     class_index.class_index(path, WindowReader(find_scenes(data), (0,), swapped), (1, 2), "other masks")
     assert len(built) == 3

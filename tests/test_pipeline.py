@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,9 @@ from raysegment.inference.record import RecordFile
 from raysegment.inference.request import Request
 from raysegment.inference.run import infer
 from raysegment.inference.scratch import Scratch
-from raysegment.model.architectures import build
+from raysegment.model.architectures import build, margin, multiple
 from raysegment.model.file import save_model
+from raysegment.model.spec import ModelSpec, default_classes
 
 pytestmark = pytest.mark.ray
 
@@ -204,7 +206,7 @@ def test_a_plan_of_another_version_may_be_overwritten(scene: Path, tmp_path: Pat
         job = Job.open([(scene, tmp_path / "m.zarr")], model, Request(tile=64), None)
         settle(job, job.images, scratch, overwrite=False)
         plan_file = scratch.path / "plan.json"
-        plan_file.write_text(plan_file.read_text().replace('"version": 3', '"version": 99'))
+        plan_file.write_text(plan_file.read_text().replace('"version": 4', '"version": 99'))
         with pytest.raises(OutputExistsError, match="--overwrite"):
             settle(job, job.images, scratch, overwrite=False)
         assert settle(job, job.images, scratch, overwrite=True)[0].version == 3
@@ -243,6 +245,41 @@ def test_the_plan_is_what_is_then_done(scene: Path, mask: tuple[Path, rs.InferRe
     assert (planned.tiles, planned.blocks, planned.shape) == (mask[1].tiles, mask[1].blocks, SIZE)
     assert planned.forward_pixels == mask[1].forward_pixels
     assert planned.read_amplification >= 1
+
+
+@pytest.mark.parametrize(
+    ("network", "asked", "says"),
+    [
+        ({}, {}, "at once with --blend none --overlap 48"),
+        ({}, {"overlap": 48}, "at once with --blend none"),
+        ({}, {"overlap": 48, "blend": "none"}, "at once"),
+        (
+            {"depth": 3},
+            {"tile": 64, "overlap": 16},
+            "at once with --blend none and tiles of more than 102 px",
+        ),
+        ({"padding": "valid"}, {"tile": 44, "overlap": 8}, "at once"),
+        ({"norm": "group"}, {}, ""),
+    ],
+)
+def test_a_plan_says_when_tiles_do_not_show(
+    scene: Path, tmp_path: Path, network: dict[str, Any], asked: dict[str, Any], says: str
+) -> None:
+    """Two poolings: a pixel depends on what is up to 23 px away."""
+    kind = {"name": "unet", "in_channels": 3, "out_channels": 2, "base_width": 2, "depth": 2, **network}
+    spec = ModelSpec(
+        classes=default_classes(2),
+        channels=3,
+        tile=64,
+        multiple=multiple(kind),
+        margin=margin(kind),
+        architecture=kind,
+    )
+    save_model(build(kind), spec, tmp_path / "model.safetensors")
+    planned = plan(scene, model=tmp_path / "model.safetensors", **{**SETTINGS, **asked})
+    assert planned.whole == (f"as of the network on the whole image {says}" if says else "")
+    assert planned.whole in planned.summary()
+    assert "whole" not in planned.to_json()
 
 
 def test_planning_leaves_the_process_as_it_was(scene: Path) -> None:

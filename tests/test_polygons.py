@@ -18,7 +18,7 @@ from rasterio.features import rasterize
 from rasterio.transform import Affine
 from rasterio.warp import transform_geom
 
-from raysegment.classes import IGNORE, ClassMap
+from raysegment.classes import NO_CLASS, ClassMap
 from raysegment.errors import InputError
 from raysegment.geometry import Window
 from raysegment.inspection import inspect
@@ -109,7 +109,7 @@ def test_a_classes_file_names_labels(tmp_path: Path) -> None:
     )
     seen = survey(scenes, (), common_format(scenes), toml)
     assert seen.frequencies == (0.5, 0.5)
-    assert IGNORE in ClassMap.load(toml).codes.values()
+    assert NO_CLASS in ClassMap.load(toml).codes.values()
     toml.write_text('[[class]]\nname = "a"\nlabel = "7"\n[[class]]\nname = "b"\nvalue = 0\n')
     with pytest.raises(
         InputError, match=r"a\.geojson: the label 'road' belongs to no class of .*classes\.toml"

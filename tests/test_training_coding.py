@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from raysegment import console
-from raysegment.classes import IGNORE, ClassMap
+from raysegment.classes import NO_CLASS, ClassMap
 from raysegment.errors import InputError
 from raysegment.training.codes import FileCodes, Kind, count_codes
 from raysegment.training.coding import infer
@@ -84,12 +84,12 @@ def test_the_greatest_number_of_a_dtype_is_not_taken_for_one_more_class(
     assert doubt is not None
     (tmp_path / "classes.toml").write_text("\n".join(doubt.classes_file))
     settled = ClassMap.load(tmp_path / "classes.toml")
-    assert dict(settled.codes) == {**{v: i for i, v in enumerate(held[:-1])}, held[-1]: IGNORE}
+    assert dict(settled.codes) == {**{v: i for i, v in enumerate(held[:-1])}, held[-1]: NO_CLASS}
 
 
 def test_an_ignored_index_ends_the_doubt_about_it() -> None:
     file = _file("a", {1: 500, 3: 500, 65535: 500})
-    assert dict(infer([file.without(65535)]).ignoring(65535).codes) == {1: 0, 3: 1, 65535: IGNORE}
+    assert dict(infer([file.without(65535)]).ignoring(65535).codes) == {1: 0, 3: 1, 65535: NO_CLASS}
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_an_ignored_value_is_no_class(tmp_path: Path, told: str | None) -> None:
         survey(scenes[:1], scenes[1:], fmt, path)
     seen = survey(scenes[:1], scenes[1:], fmt, path, 255)
     assert len(seen.classes.classes) == 2
-    assert dict(seen.classes.codes) == {0: 0, 1: 1, 255: IGNORE}
+    assert dict(seen.classes.codes) == {0: 0, 1: 1, 255: NO_CLASS}
     assert seen.frequencies == (0.5, 0.5)
     assert (seen.classes.map(mask[:, :, None]) == np.where(mask == 255, 255, mask)).all()
     if told is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysegment import console
-from raysegment.classes import GREATEST, IGNORE, ClassMap, class_code, describe
+from raysegment.classes import GREATEST, NO_CLASS, ClassMap, class_code, describe
 from raysegment.errors import InputError
 from raysegment.geometry import Size
 from raysegment.mask.coding import Coding, read_coding
@@ -50,7 +50,7 @@ class Side:
 def meanings(
     p: Side, t: Side, p_codes: Sequence[int], t_codes: Sequence[int], classes: ClassMap | None
 ) -> tuple[tuple[str, ...], dict[int, int], dict[int, int]]:
-    """Class names, and what each code stands for: a class index, MISS (prediction) or IGNORE (truth).
+    """Class names, and what each code stands for: a class index, MISS (prediction) or NO_CLASS (truth).
 
     `p_codes`, `t_codes`: the codes that occur in the prediction `p` and in the truth `t`. Names and order are
     the prediction's own, or those of `classes`, or the truth's own, or plain indices. Raises InputError.
@@ -74,7 +74,7 @@ def meanings(
         candidates = [_renamed(_indices(t.coding.names), t.coding.names, names, t.path)]
     else:
         candidates = [_by_value(t.raster, by_value), _indices(names)]
-    return names, of_prediction, _fit(t, t_codes, candidates, names, IGNORE)
+    return names, of_prediction, _fit(t, t_codes, candidates, names, NO_CLASS)
 
 
 def classes_named(p: Side, t: Side, classes: ClassMap | None) -> frozenset[int]:
@@ -85,7 +85,7 @@ def classes_named(p: Side, t: Side, classes: ClassMap | None) -> frozenset[int]:
     table = _by_value(t.raster, p.coding) if classes is None and p.coding is not None else {}
     if classes is not None:
         table = classes.table(t.raster.palette)
-    return frozenset(code for code, index in table.items() if index != IGNORE)
+    return frozenset(code for code, index in table.items() if index != NO_CLASS)
 
 
 def _indices(names: Sequence[str]) -> dict[int, int]:
@@ -176,7 +176,7 @@ def _plain(
             "name the classes in a classes file (--classes)"
         )
     names = tuple(c.name for c in default_classes(max(2, highest + 1)))
-    return names, _fit(p, p_codes, tables[:1], names, MISS), _fit(t, t_codes, tables[1:], names, IGNORE)
+    return names, _fit(p, p_codes, tables[:1], names, MISS), _fit(t, t_codes, tables[1:], names, NO_CLASS)
 
 
 def _plain_table(side: Side, codes: Sequence[int]) -> dict[int, int]:

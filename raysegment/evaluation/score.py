@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raysegment.classes import IGNORE, ClassMap
+from raysegment.classes import NO_CLASS, ClassMap
 from raysegment.errors import UsageError
 from raysegment.evaluation.alignment import Alignment
 from raysegment.evaluation.counts import Counts, count_pairs
@@ -113,7 +113,7 @@ def _scored(
     predicted = [(of_truth[t], of_prediction[p], n) for (t, p), n in counts.pairs.items()]
     unpredicted = [(of_truth[t], MISS, n) for t, n in counts.unpredicted.items()]
     for row, column, n in predicted + unpredicted:
-        if row == IGNORE:
+        if row == NO_CLASS:
             ignored += n
         elif column == MISS:
             missed[row] += n

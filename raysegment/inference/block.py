@@ -32,7 +32,7 @@ class BlockPixels:
     valid: np.ndarray | None
     """(h, w) bool, False = nodata; None = all valid."""
     failures: list[Failure] = field(default_factory=list)
-    """What could not be read, in the pixels of the level that is stored."""
+    """What could not be read, in image pixels."""
 
 
 def seen_by(grid: Grid, block: Block, margin: int) -> Window:

@@ -13,11 +13,13 @@ from raysegment.inference.plan import VIEWS, Plan, read_bytes
 from raysegment.inference.resolve import amplification, is_dear, resolve
 from raysegment.inference.results import PlanResult
 from raysegment.inference.sources import expand
+from raysegment.model.architectures import receptive_radius
 from raysegment.runtime import joined
 
 if TYPE_CHECKING:
     from raysegment.inference.image import Image
     from raysegment.model.model import Model
+    from raysegment.model.spec import ModelSpec
 
 
 @joined()
@@ -75,7 +77,24 @@ def plan(
             "threads": made.threads,
         },
         looks=any(image.skip for image in made.images),
+        whole=_whole(job.spec, made),
     )
+
+
+def _whole(spec: ModelSpec, made: Plan) -> str:
+    """When the mask is that of the network on the whole mirrored image at once: tiles then hold all that their pixels
+    depend on, and padding reaches none. "" where that is not known of the network."""
+    radius = receptive_radius(spec.architecture) if spec.architecture is not None else None
+    if radius is None:
+        return ""
+    if made.margin:  # unpadded: every tile sees real pixels around it
+        return "as of the network on the whole image at once"
+    enough = next((o for o in range(2 * radius, made.tile, 2) if (made.tile - o) % spec.multiple == 0), None)
+    if enough is None:
+        return f"as of the network on the whole image at once with --blend none and tiles of more than {2 * radius} px"
+    if made.overlap >= enough:
+        return f"as of the network on the whole image at once{'' if made.blend == 'none' else ' with --blend none'}"
+    return f"as of the network on the whole image at once with --blend none --overlap {enough}"
 
 
 def _skipped(made: Plan, index: int, image: Image) -> int:

@@ -26,8 +26,8 @@ class Record:
     """By the names of :func:`~raysegment.inference.outcome.outcome`, (…, own.height, own.width): final in the core,
     0 in the rims. Labels are nodata wherever there is nothing to label."""
     rims: dict[str, np.ndarray] = field(default_factory=dict)
-    """By the names of :class:`~raysegment.inference.grid.Rims`: int32 (planes, h, w), the sums of the block's own
-    tiles in fixed point. None where no tile ran."""
+    """By the names of :class:`~raysegment.inference.grid.Rims`: int32 (plan.sums, h, w), the sums of the block's own
+    tiles in fixed point. Empty where no tile ran."""
     tiles: int = 0
     """Tiles that were forwarded."""
     failures: tuple[Failure, ...] = ()

@@ -142,10 +142,13 @@ class PlanResult:
     auto: dict[str, Any]
     looks: bool = field(default=False, repr=False)
     """Whether `infer` looks at the pixels of the other tiles, too, and skips those that hold none that counts."""
+    whole: str = field(default="", repr=False)
+    """When the mask is that of the network on the whole image at once; "" where that is not known."""
     exit_code: int = field(default=0, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key not in ("looks", "exit_code")}
+        unsaid = ("looks", "whole", "exit_code")
+        return {key: value for key, value in asdict(self).items() if key not in unsaid}
 
     def summary(self) -> str:
         skipped, at_most = f"{self.tiles_skipped} skipped", ""
@@ -161,6 +164,7 @@ class PlanResult:
             "scratch": f"at most {readable_bytes(self.scratch_bytes)}",
             "output": f"at most {readable_bytes(self.output_bytes)}",
             "memory": f"{readable_bytes(self.worker_bytes)} a worker",
+            **({"labels": self.whole} if self.whole else {}),
             "time": f"about {self.estimated_s:.0f} s of forward passes, after start-up",
             **{f"auto {key}": str(value) for key, value in self.auto.items()},
         }

@@ -9,6 +9,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from raysegment.geometry import Size, Window
+from raysegment.mask.coding import FIELD_KEY
 from raysegment.mask.store import MaskHeader, chunk_edge, multiscale, placement, sweep, write_whole
 from raysegment.storage import Location
 from raysegment.storage.objects import zarr_store
@@ -54,7 +55,7 @@ class FieldStore:
             zarr_store(self.path),
             attributes={
                 "ome": ome,
-                "raysegment_field": {**about, "recipe": header.recipe},
+                FIELD_KEY: {**about, "recipe": header.recipe},
                 **placement(header),
             },
         )

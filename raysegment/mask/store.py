@@ -18,6 +18,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from raysegment.geometry import Size, Window
+from raysegment.mask.coding import FIELD_KEY, KEY
 from raysegment.model.spec import Class
 from raysegment.raster.protocol import PixelSize, Transform
 from raysegment.storage import Location
@@ -170,13 +171,13 @@ def mode_2x2(labels: np.ndarray) -> np.ndarray:
 def finished(path: Location) -> dict[str, Any] | None:
     """What a finished mask of ours at `path` says of itself (its ``raysegment`` attributes), or None: also where
     somebody else's, or damaged, metadata lies."""
-    about = _root_attributes(path).get("raysegment")
+    about = _root_attributes(path).get(KEY)
     return about if _is_complete(about) else None
 
 
 def is_ours(path: Location) -> bool:
     """Whether a finished mask of ours lies there, or what is written beside one."""
-    return finished(path) is not None or "raysegment_field" in _root_attributes(path)
+    return finished(path) is not None or FIELD_KEY in _root_attributes(path)
 
 
 def _root_attributes(path: Location) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _attributes(header: MaskHeader, shapes: list[Size]) -> dict[str, Any]:
                 "properties": [{"label-value": i, "class": c.name} for i, c in enumerate(header.classes)],
             },
         },
-        "raysegment": {
+        KEY: {
             "classes": [c.model_dump(mode="json") for c in header.classes],
             "nodata": header.nodata,
             "origin": [_whole(o * s) for o, s in zip(header.origin, header.scale, strict=True)],

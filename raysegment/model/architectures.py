@@ -63,10 +63,11 @@ class UNetSettings(_Network):
         return margin(self.depth, self.padding)
 
     @property
-    def receptive_radius(self) -> int:
+    def receptive_radius(self) -> int | None:
+        """GroupNorm sees all."""
         from raysegment.model.unet import receptive_radius
 
-        return receptive_radius(self.depth)
+        return None if self.norm == "group" else receptive_radius(self.depth)
 
 
 class UNetKerasSettings(_Network):
@@ -205,6 +206,6 @@ def margin(architecture: Mapping[str, Any]) -> int:
 
 
 def receptive_radius(architecture: Mapping[str, Any]) -> int | None:
-    """How far from an output pixel the input can still change it, in pixels (norm "group" sees all); None where
-    it is not known."""
+    """How far from an output pixel the input can still change it, in pixels; None where that is not known, or all of
+    it can."""
     return settings(architecture).receptive_radius

@@ -19,7 +19,7 @@ from raysegment.inference.sources import stem_of
 from raysegment.nightly.job import JobFile
 from raysegment.raster.identity import path_identity
 from raysegment.storage import Url, is_url, location
-from raysegment.storage.objects import before_work, has_magic, is_passing
+from raysegment.storage.objects import before_work, has_magic, is_passing, tag_of
 from raysegment.storage.remote import remote
 
 #: What counts as an image where a whole folder is named.
@@ -30,7 +30,6 @@ SUFFIXES = (
 #: Images that a storage must refuse before it is taken to refuse all that lie there.
 _REFUSED = 4
 _ZARR = ("zarr.json", ".zgroup", ".zarray")
-_TAGS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified")
 _TIMES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created")
 
 
@@ -165,15 +164,11 @@ def _inside(fs: Any, path: str) -> dict[str, Any]:
 def _object(infos: dict[str, Any], url: Url, fixed: str) -> Found:
     if not infos:
         raise StorageError(f"cannot look at {url}: it does not exist")
-    tags = [_first(info, _TAGS) for _, info in sorted(infos.items())]
+    tags = [tag_of(info) for _, info in sorted(infos.items())]
     tag = tags[0] if len(tags) == 1 else hashlib.sha256("\n".join(tags).encode()).hexdigest()
     times = [time for info in infos.values() if (time := _time(info)) is not None]
     size = sum(int(info.get("size") or 0) for info in infos.values())
     return Found(str(url), fixed, size, tag, max(times, default=None))
-
-
-def _first(info: dict[str, Any], keys: tuple[str, ...]) -> str:
-    return str(next((info[key] for key in keys if info.get(key)), "")).strip('"')
 
 
 def _time(info: dict[str, Any]) -> float | None:

@@ -17,6 +17,7 @@ from raysegment.errors import InputError, UsageError, first_complaint
 from raysegment.geometry import Window
 from raysegment.inference.request import Request, parse_bytes
 from raysegment.nightly.quantities import next_firing, parse_duration, parse_zone
+from raysegment.storage import is_url
 
 #: What may stand in braces in `[output] path`.
 PLACEHOLDERS = ("date", "stem", "relpath", "parent")
@@ -213,7 +214,8 @@ class JobFile(Table):
 
     def place(self, path: str) -> str:
         """A path of the file as an absolute path; a URL as it is."""
-        return path if is_url(path) else str(self.folder / Path(path).expanduser())
+        is_absolute = is_url(path) or path.lower().startswith("file://")
+        return path if is_absolute else str(self.folder / Path(path).expanduser())
 
     @property
     def workers(self) -> int | Literal["auto"]:
@@ -245,11 +247,6 @@ def load_job(path: str | Path) -> JobFile:
         return JobFile.model_validate({**found, "folder": file.parent})
     except ValidationError as e:
         raise UsageError(f"{path}: {_complaint(e)}") from e
-
-
-def is_url(path: str) -> bool:
-    """Whether it names something that lies in no file system of this machine."""
-    return "://" in path
 
 
 def check_placeholders(pattern: str, known: tuple[str, ...]) -> None:

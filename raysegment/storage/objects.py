@@ -140,7 +140,7 @@ def entries(place: Location) -> dict[str, Entry]:
     if isinstance(place, Url):
         look = _found if place.is_writable else _itself
         found: dict[str, Any] = remote(place).call("list", place, look)
-        return {name: Entry(int(info["size"] or 0), _tag(info)) for name, info in sorted(found.items())}
+        return {name: Entry(int(info["size"] or 0), tag_of(info)) for name, info in sorted(found.items())}
     if place.is_dir():
         files = {p.relative_to(place).as_posix(): p for p in sorted(place.rglob("*")) if p.is_file()}
     else:
@@ -158,7 +158,8 @@ def _itself(fs: Any, path: str) -> dict[str, Any]:
     return {"": fs.info(path)}
 
 
-def _tag(info: dict[str, Any]) -> str:
+def tag_of(info: dict[str, Any]) -> str:
+    """What of a listing's `info` on an object changes when its content does; "" where the storage tells nothing."""
     return str(next((info[key] for key in _TAGS if info.get(key)), "")).strip('"')
 
 

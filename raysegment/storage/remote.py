@@ -65,7 +65,6 @@ class Remote:
         return retried(doing, url, lambda: function(self.fs, path))
 
 
-@functools.cache
 def remote(url: Url) -> Remote:
     """How this process reaches a URL. Raises UsageError where a package is missing for it."""
     return _of_scheme(url.scheme)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raysegment.classes import IGNORE, ClassMap, class_code
+from raysegment.classes import NO_CLASS, ClassMap, class_code
 from raysegment.errors import InputError
 from raysegment.mask.coding import Coding, read_coding
 from raysegment.model.spec import Class, Colour, default_classes
@@ -24,7 +24,7 @@ def told(masks: Sequence[Source]) -> ClassMap | None:
     ):
         return None
     classes = tuple(c.model_copy(update={"value": i}) for i, c in enumerate(first.classes))
-    codes = {**{i: i for i in range(len(classes))}, first.nodata: IGNORE}
+    codes = {**{i: i for i in range(len(classes))}, first.nodata: NO_CLASS}
     return ClassMap(classes, codes, source="the masks' own coding")
 
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysegment import console
-from raysegment.classes import IGNORE as NO_CLASS
-from raysegment.classes import ClassMap, class_code
+from raysegment.classes import NO_CLASS, ClassMap, class_code
 from raysegment.errors import InputError
 from raysegment.geometry import Window
 from raysegment.raster import Raster

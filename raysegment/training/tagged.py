@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from raysegment.classes import IGNORE, ClassMap
+from raysegment.classes import NO_CLASS, ClassMap
 from raysegment.console import counted
 from raysegment.training.codes import Code, FileCodes
 
@@ -60,7 +60,7 @@ def tagged_notes(classes: ClassMap, files: Sequence[FileCodes]) -> Iterator[str]
                 f"{tagged}, which leaves out {count / pixels:.1%} of the pixels: if it is a class, name the value in "
                 "a classes file (--classes)"
             )
-        elif index != IGNORE:
+        elif index != NO_CLASS:
             yield (
                 f"{tagged} and a class in others: it counts as {classes.names[index]!r} in all of them, "
                 f"{count / pixels:.1%} of the pixels by the tag; where it means no data, store another value"
@@ -68,7 +68,7 @@ def tagged_notes(classes: ClassMap, files: Sequence[FileCodes]) -> Iterator[str]
 
 
 def _is_class(classes: ClassMap, file: FileCodes) -> bool:
-    return file.nodata is not None and classes.codes.get(file.nodata, IGNORE) != IGNORE
+    return file.nodata is not None and classes.codes.get(file.nodata, NO_CLASS) != NO_CLASS
 
 
 def _revealed(file: FileCodes) -> FileCodes:
