@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test prove lint wheel clean
+.PHONY: demo test prove gpu lint wheel clean
 
 demo: $(VENV)/ready  ## synth → train → infer → evaluate → preview, in a few minutes
 	$(BIN)/raysegment demo --out demo-out
@@ -13,6 +13,9 @@ test: $(VENV)/ready  ## the fast suite
 
 prove: $(VENV)/ready  ## the long proofs: trainings, kills, scale
 	$(BIN)/python -m pytest -m "slow or chaos"
+
+gpu: $(VENV)/ready  ## what needs a CUDA device, and a torch that finds it in $(VENV)
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

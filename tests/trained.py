@@ -43,7 +43,7 @@ def make(root: Path, count: int = 5, edge: int = 64, *, learnable: bool = True) 
     return root
 
 
-def run_here(data: Location, out: Location, **options: Any) -> RunFolder:
+def run_here(data: Location, out: Location, *, device: str = "cpu", **options: Any) -> RunFolder:
     """All of train() but Ray: one worker, in this process."""
     run = RunFolder(out)
     asked = request(Settings.of({**SMALL, **options}), data, 0.2, None)
@@ -51,7 +51,7 @@ def run_here(data: Location, out: Location, **options: Any) -> RunFolder:
         record = earlier_run(run, asked.fingerprint, resume=False, overwrite=False) or prepare(asked)
         record["workers"] = 1
         run.write_record(record)
-        work(job_of(record, asked, run), Workers(), torch.device("cpu"), threads=1)
+        work(job_of(record, asked, run), Workers(), torch.device(device), threads=1)
     return run
 
 
