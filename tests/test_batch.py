@@ -29,6 +29,7 @@ from raysegment.model.spec import ModelSpec, default_classes
 from raysegment.nightly import run
 from raysegment.nightly.discovery import discover
 from raysegment.nightly.job import load_job
+from raysegment.nightly.ledger import Ledger
 from raysegment.nightly.result import BatchResult
 from raysegment.storage import lease
 
@@ -400,6 +401,18 @@ def test_only_what_is_new(job: Job) -> None:
         os.utime(job.image(i), (yesterday, yesterday))
     job.file.write_text(job.file.read_text().replace("[model]", 'newer_than = "1h"\n[model]'))
     assert job.counts() == (1, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["run [1]", "{date} {a}", "what*"])
+def test_the_folder_of_a_job_is_no_pattern(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    job = Job(tmp_path / name)
+    assert job.counts() == (5, 0, 0)
+    assert job.counts() == (0, 5, 0)
+    assert {
+        one.output for one in Ledger.read(str(job.folder / "masks/.raysegment/nightly")).images.values()
+    } == {str(job.mask(i)) for i in range(5)}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_folder_and_a_file_are_patterns_too(job: Job) -> None:

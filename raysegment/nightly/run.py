@@ -67,9 +67,10 @@ class Run:
     @property
     def reports(self) -> Location:
         """The folder of the report."""
-        path = self.job.report.path
-        folder = self.job.place(path) if path is not None else f"{self.job.ledger_path}/reports/{{date}}"
-        return location(folder.replace("{date}", self.began.date().isoformat()))
+        path, date = self.job.report.path, self.began.date().isoformat()
+        if path is None:
+            return location(f"{self.job.ledger_path}/reports/{date}")
+        return location(self.job.place(path.replace("{date}", date)))
 
 
 def batch(job: str | Path, *, retry: bool = False) -> BatchResult:
@@ -119,8 +120,7 @@ def _look(run: Run, retry: bool) -> tuple[Ledger, Todo]:
 def _check_place(run: Run) -> None:
     """Raise UsageError for a ledger or masks that cannot be written, before any work."""
     job = run.job
-    fixed = job.place(job.output.path).partition("{")[0].rpartition("/")[0] or "/"
-    for path, table in ((fixed, "[output] path"), (job.ledger_path, "[ledger] path")):
+    for path, table in ((job.output_folder, "[output] path"), (job.ledger_path, "[ledger] path")):
         folder = location(path)
         if isinstance(folder, Path):
             try:
