@@ -229,6 +229,25 @@ def test_what_fails_for_a_moment_is_tried_again(job: Job, monkeypatch: pytest.Mo
     assert job.counts() == (5, 0, 0)
 
 
+def test_a_night_holds_few_files_open(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_OPEN_IMAGES", 1)
+    for i in range(5, 30):
+        save_image(job.image(i), i, size=200)
+    most, segment = 0, InferenceWorker._segment
+
+    def counted(self: InferenceWorker, image: int, row: int, col: int) -> Any:
+        nonlocal most
+        answer = segment(self, image, row, col)
+        most = max(
+            most, len([fd for fd in Path("/proc/self/fd").iterdir() if str(fd.resolve()).endswith(".tif")])
+        )
+        return answer
+
+    monkeypatch.setattr(InferenceWorker, "_segment", counted)
+    assert job.run().done == 30
+    assert most <= 2
+
+
 def test_a_full_disk_is_no_images_fault(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "/full")

@@ -207,6 +207,11 @@ class TiffRaster:
             file.close()
             DECODED.forget(file)
 
+    def __del__(self) -> None:
+        """Several threads that share a raster cannot say which of them is the last to need its files."""
+        for file in self._files.values():
+            file.close()
+
     def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
         return TiffRaster, (self.path, self.select)
 
