@@ -422,6 +422,20 @@ def test_only_what_is_new(job: Job) -> None:
     assert job.counts() == (1, 0, 0)
 
 
+def test_a_name_that_is_no_unicode_is_a_name(job: Job) -> None:
+    odd = job.image(5).with_name("g\udcfcn.tif")  # "grün" as Latin-1 writes it
+    save_image(odd, 5, size=200)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(14, patch)  # it comes fourth
+        with pytest.raises(KeyboardInterrupt):
+            job.run()
+    assert job.counts() == (3, 3, 0)
+    assert job.counts() == (0, 6, 0)
+    assert job.ledger[str(odd)]["state"] == "done"
+    report = json.loads(Path(job.run().report or "").read_text())
+    assert str(odd) in [image["source"] for image in report["images"]]
+
+
 @pytest.mark.parametrize("name", ["run [1]", "{date} {a}", "what*"])
 def test_the_folder_of_a_job_is_no_pattern(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
