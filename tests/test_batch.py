@@ -197,6 +197,8 @@ def test_a_link_to_nothing_is_set_aside_and_what_just_went_away_is_not_there(
     assert (result.done, result.failed, result.exit_code) == (5, 1, 3)
     assert job.counts() == (0, 6, 0)
 
+    job.image(7).symlink_to(job.image(7))  # and one to itself
+    assert job.counts() == (0, 6, 1)
     listed = [str(job.image(i)) for i in range(5)]
     job.image(2).unlink()
     monkeypatch.setattr("raysegment.nightly.discovery.glob.glob", lambda *_, **__: listed)

@@ -110,7 +110,7 @@ def _matches(job: JobFile, path: str) -> Iterator[Found]:
     fixed = str(job.folder / _fixed(pattern)) if has_magic(pattern) else str(place)
     if not os.path.exists(fixed):
         raise InputError(f"{fixed} does not exist: mend [input] paths, or make the folder")
-    if not os.access(fixed, os.R_OK):
+    if not os.access(fixed, os.R_OK | os.X_OK if os.path.isdir(fixed) else os.R_OK):
         raise InputError(f"{fixed} may not be read: mend its rights, or [input] paths")
     if has_magic(pattern):
         found = glob.glob(pattern, root_dir=job.folder, recursive=True)
@@ -126,9 +126,11 @@ def _matches(job: JobFile, path: str) -> Iterator[Found]:
             continue
         try:
             yield _local(name, fixed)
-        except FileNotFoundError:
-            if os.path.islink(name):  # to nothing, which is for whoever opens it to say
-                yield Found(name, fixed, size=0, tag=os.readlink(name), modified=None)
+        except OSError as e:
+            # a link to nothing or to itself, or no right to look: that is for whoever opens it to say
+            if os.path.islink(name) or not isinstance(e, FileNotFoundError):
+                tag = os.readlink(name) if os.path.islink(name) else ""
+                yield Found(name, fixed, size=0, tag=tag, modified=None)
 
 
 def _local(name: str, fixed: str) -> Found:
