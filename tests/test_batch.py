@@ -434,6 +434,13 @@ def test_a_name_that_is_no_unicode_is_a_name(job: Job) -> None:
     assert job.counts() == (3, 3, 0)
     assert job.counts() == (0, 6, 0)
     assert job.ledger[str(odd)]["state"] == "done"
+def test_a_model_that_may_not_be_read_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=r"model\.safetensors may not be read: mend its rights"):
+        job.run()
+    assert not (job.folder / "masks").exists()
+
+
     report = json.loads(Path(job.run().report or "").read_text())
     assert str(odd) in [image["source"] for image in report["images"]]
 
