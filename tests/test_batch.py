@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -379,6 +380,13 @@ def test_two_images_and_one_mask_is_refused_before_any_work(job: Job) -> None:
     with pytest.raises(UsageError, match=r"would both become .*day0\.zarr: tell them apart"):
         job.run()
     assert not (job.folder / "masks").exists()
+
+def test_a_deadline_is_as_long_as_it_says_when_the_clocks_change(job: Job) -> None:
+    job.write(more='[schedule]\ndeadline = "6h"')
+    began = datetime(2026, 10, 25, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+    one = run.Run(load_job(job.file), "model", began, 0.0)
+    assert one.until == began.timestamp() + 6 * 3600
+
 
 
 def test_an_empty_folder_is_said_and_a_missing_one_refused(job: Job) -> None:

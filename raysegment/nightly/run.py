@@ -62,7 +62,7 @@ class Run:
     def until(self) -> float | None:
         """Seconds since the epoch of the deadline."""
         deadline = self.job.schedule.deadline
-        return (self.began + deadline).timestamp() if deadline is not None else None
+        return self.began.timestamp() + deadline.total_seconds() if deadline is not None else None
 
     @property
     def reports(self) -> Location:

@@ -59,7 +59,7 @@ def decide(
     todo = Todo()
     pattern = job.output_pattern
     newest = job.input.newer_than
-    oldest = (began - newest).timestamp() if newest is not None else None
+    oldest = began.timestamp() - newest.total_seconds() if newest is not None else None
     masks: dict[str, str] = {}
     ours = {entry.output for entry in ledger.images.values()}
     for one in found:
