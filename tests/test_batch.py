@@ -535,3 +535,6 @@ def test_the_last_nights_are_a_table(job: Job) -> None:
     assert head.split()[:4] == ["started", "took", "done", "skipped"]
     assert row.split()[3:7] == ["4", "0", "1", "0"]
     assert row.endswith("  3  done")
+    (record,) = (job.folder / "masks/.raysegment/nightly/runs").iterdir()
+    record.with_name("0.json").write_text("{")
+    assert run.status(job.file).summary().splitlines() == [head, row]

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError
 
+from raysegment import console
 from raysegment.errors import InputError
 from raysegment.storage import Location, location
 from raysegment.storage.objects import before_work, entries, put
@@ -111,11 +112,22 @@ class Ledger:
         put(self.place / "runs" / f"{run}.json", _json(record))
 
     def last_runs(self, count: int) -> list[dict[str, Any]]:
-        """What was said of the newest runs, oldest first. Raises InputError."""
+        """What was said of the newest runs, oldest first; what cannot be read is warned of. Raises InputError."""
         with before_work():
             names = sorted(name for name in entries(self.place / "runs") if name.endswith(".json"))[-count:]
-            files = [_bytes(self.place / "runs" / name) for name in names]
-        return [json.loads(file) for file in files if file is not None]
+            files = {name: _bytes(self.place / "runs" / name) for name in names}
+        return [run for name, file in files.items() if file is not None and (run := self._run(name, file))]
+
+    def _run(self, name: str, file: bytes) -> dict[str, Any] | None:
+        """A record of a run; None for a damaged one: it is for people alone, and nothing depends on it."""
+        try:
+            run = json.loads(file)
+        except ValueError:
+            run = None
+        if isinstance(run, dict) and "counts" in run:
+            return run
+        console.warn(f"{self.place / 'runs' / name} is no record of a run and left out: delete it")
+        return None
 
 
 def _json(data: dict[str, Any], *, indent: int | None = None) -> bytes:
