@@ -197,9 +197,9 @@ def test_a_link_to_nothing_is_set_aside_and_what_just_went_away_is_not_there(
     result = job.run()
     assert (result.done, result.failed, result.exit_code) == (5, 1, 3)
     assert job.counts() == (0, 6, 0)
-
     job.image(7).symlink_to(job.image(7))  # and one to itself
     assert job.counts() == (0, 6, 1)
+
     listed = [str(job.image(i)) for i in range(5)]
     job.image(2).unlink()
     monkeypatch.setattr("raysegment.nightly.discovery.glob.glob", lambda *_, **__: listed)
@@ -230,6 +230,33 @@ def test_what_fails_for_a_moment_is_tried_again(job: Job, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(InferenceWorker, "_open", flaky)
     assert job.counts() == (5, 0, 0)
+
+
+def test_a_report_that_cannot_be_is_refused_before_any_work(job: Job) -> None:
+    (job.folder / "reports").write_text("a file")
+    job.write(more='[report]\npath = "reports/{date}"')
+    with pytest.raises(UsageError, match=r"\[report\] path: cannot make .*: Not a directory"):
+        job.run()
+    assert not list((job.folder / "masks").glob("day*"))
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+def test_a_disk_too_full_for_the_report_is_told_all_the_same(
+    job: Job, hook: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "/full")
+
+    monkeypatch.setattr("raysegment.nightly.report.put", full)
+    if fails:
+        monkeypatch.setattr(InferenceWorker, "_save", lambda *_: full())
+    job.write(more=f'[report]\nwebhook = "{hook[0]}"')
+    with pytest.raises(WorkError, match="/full: No space left on device"):
+        job.run()
+    kept = run.status(job.file).runs[-1]
+    assert kept["exit_code"] == hook[1][0]["exit_code"] == 1
+    assert kept["counts"]["done"] == (0 if fails else 5)
+    assert "No space left" in kept["ended_by"]
 
 
 def test_a_night_holds_few_files_open(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +381,13 @@ def test_past_the_deadline_no_block_is_taken_in_hand(job: Job) -> None:
     assert job.counts() == (5, 0, 0)
 
 
+def test_a_deadline_is_as_long_as_it_says_when_the_clocks_change(job: Job) -> None:
+    job.write(more='[schedule]\ndeadline = "6h"')
+    began = datetime(2026, 10, 25, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+    one = run.Run(load_job(job.file), "model", began, 0.0)
+    assert one.until == began.timestamp() + 6 * 3600
+
+
 def test_date_and_output_are_frozen_when_first_claimed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     job.write(output="masks/{date}/{stem}.zarr")
     now = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
@@ -381,13 +415,6 @@ def test_two_images_and_one_mask_is_refused_before_any_work(job: Job) -> None:
         job.run()
     assert not (job.folder / "masks").exists()
 
-def test_a_deadline_is_as_long_as_it_says_when_the_clocks_change(job: Job) -> None:
-    job.write(more='[schedule]\ndeadline = "6h"')
-    began = datetime(2026, 10, 25, 1, tzinfo=ZoneInfo("Europe/Berlin"))
-    one = run.Run(load_job(job.file), "model", began, 0.0)
-    assert one.until == began.timestamp() + 6 * 3600
-
-
 
 def test_an_empty_folder_is_said_and_a_missing_one_refused(job: Job) -> None:
     for i in range(5):
@@ -403,6 +430,13 @@ def test_an_empty_folder_is_said_and_a_missing_one_refused(job: Job) -> None:
 def test_a_model_that_vanished_is_one_line(job: Job) -> None:
     (job.folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no model at .*model\.safetensors"):
+        job.run()
+    assert not (job.folder / "masks").exists()
+
+
+def test_a_model_that_may_not_be_read_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=r"model\.safetensors may not be read: mend its rights"):
         job.run()
     assert not (job.folder / "masks").exists()
 
@@ -442,13 +476,6 @@ def test_a_name_that_is_no_unicode_is_a_name(job: Job) -> None:
     assert job.counts() == (3, 3, 0)
     assert job.counts() == (0, 6, 0)
     assert job.ledger[str(odd)]["state"] == "done"
-def test_a_model_that_may_not_be_read_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(InputError, match=r"model\.safetensors may not be read: mend its rights"):
-        job.run()
-    assert not (job.folder / "masks").exists()
-
-
     report = json.loads(Path(job.run().report or "").read_text())
     assert str(odd) in [image["source"] for image in report["images"]]
 
