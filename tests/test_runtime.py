@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -221,6 +222,21 @@ def test_a_job_takes_its_clusters_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
     with pytest.raises(Entered), connecting.connected(where("10.0.0.1:6379")):
         pass
+
+
+def test_a_folder_too_long_for_ray_s_sockets_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / ("scratch-of-a-batch-job" * 4)
+    folder.mkdir()
+    code = "from raysegment.runtime import cluster\nwith cluster(1): pass"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"RAY_TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert "UsageError" in done.stderr.splitlines()[-1]
+    assert f"{folder} have longer names than the system takes: set RAY_TMPDIR" in done.stderr
 
 
 def test_a_ray_that_another_command_has_for_itself_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,15 +98,23 @@ def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) ->
 
         with ThreadPoolExecutor(1) as beside:
             other = beside.submit(meanwhile)
-            ray.init(
-                address="local",
-                num_cpus=max(workers, available_cores()) + EXTRA_CPUS,
-                resources={PRIVATE: 1},
-                include_dashboard=dashboard,
-                dashboard_host="127.0.0.1",
-                log_to_driver=not quiet,
-                logging_level=logging.ERROR if quiet else logging.INFO,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=max(workers, available_cores()) + EXTRA_CPUS,
+                    resources={PRIVATE: 1},
+                    include_dashboard=dashboard,
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=not quiet,
+                    logging_level=logging.ERROR if quiet else logging.INFO,
+                )
+            except OSError as e:
+                if "AF_UNIX" not in str(e):
+                    raise
+                raise UsageError(
+                    f"the sockets of Ray in {_ray_folder()} have longer names than the system takes: set RAY_TMPDIR to "
+                    "a shorter folder, such as /tmp"
+                ) from e
     close_token_file()
     OURS.set()
     try:
@@ -115,6 +123,11 @@ def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) ->
     finally:
         OURS.clear()
         ray.shutdown()
+
+
+def _ray_folder() -> str:
+    """Where Ray keeps its sockets, logs and spilled objects."""
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
 
 
 @contextlib.contextmanager
