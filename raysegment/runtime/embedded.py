@@ -16,6 +16,7 @@ from raysegment.errors import RaysegmentError, UsageError
 from raysegment.hardware import available_cores
 from raysegment.runtime.address import where
 from raysegment.runtime.security import close_token_file
+from raysegment.runtime.signals import same_sigterm
 
 #: Logical CPUs beyond the workers' own, so that Ray's small tasks never wait for them.
 EXTRA_CPUS = 2
@@ -93,7 +94,7 @@ def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) ->
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for key, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    with hushed() as quiet:
+    with hushed() as quiet, same_sigterm():
         import ray
 
         with ThreadPoolExecutor(1) as beside:
@@ -122,7 +123,8 @@ def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) ->
         yield
     finally:
         OURS.clear()
-        ray.shutdown()
+        with same_sigterm():
+            ray.shutdown()
 
 
 def _ray_folder() -> str:
