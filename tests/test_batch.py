@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from raysegment.model.spec import ModelSpec, default_classes
 from raysegment.nightly import run
 from raysegment.nightly.discovery import discover
 from raysegment.nightly.job import load_job
+from raysegment.nightly.ledger import Ledger
 from raysegment.nightly.result import BatchResult
 from raysegment.storage import lease
 
@@ -195,6 +197,8 @@ def test_a_link_to_nothing_is_set_aside_and_what_just_went_away_is_not_there(
     result = job.run()
     assert (result.done, result.failed, result.exit_code) == (5, 1, 3)
     assert job.counts() == (0, 6, 0)
+    job.image(7).symlink_to(job.image(7))  # and one to itself
+    assert job.counts() == (0, 6, 1)
 
     listed = [str(job.image(i)) for i in range(5)]
     job.image(2).unlink()
@@ -226,6 +230,52 @@ def test_what_fails_for_a_moment_is_tried_again(job: Job, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(InferenceWorker, "_open", flaky)
     assert job.counts() == (5, 0, 0)
+
+
+def test_a_report_that_cannot_be_is_refused_before_any_work(job: Job) -> None:
+    (job.folder / "reports").write_text("a file")
+    job.write(more='[report]\npath = "reports/{date}"')
+    with pytest.raises(UsageError, match=r"\[report\] path: cannot make .*: Not a directory"):
+        job.run()
+    assert not list((job.folder / "masks").glob("day*"))
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+def test_a_disk_too_full_for_the_report_is_told_all_the_same(
+    job: Job, hook: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "/full")
+
+    monkeypatch.setattr("raysegment.nightly.report.put", full)
+    if fails:
+        monkeypatch.setattr(InferenceWorker, "_save", lambda *_: full())
+    job.write(more=f'[report]\nwebhook = "{hook[0]}"')
+    with pytest.raises(WorkError, match="/full: No space left on device"):
+        job.run()
+    kept = run.status(job.file).runs[-1]
+    assert kept["exit_code"] == hook[1][0]["exit_code"] == 1
+    assert kept["counts"]["done"] == (0 if fails else 5)
+    assert "No space left" in kept["ended_by"]
+
+
+def test_a_night_holds_few_files_open(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_OPEN_IMAGES", 1)
+    for i in range(5, 30):
+        save_image(job.image(i), i, size=200)
+    most, segment = 0, InferenceWorker._segment
+
+    def counted(self: InferenceWorker, image: int, row: int, col: int) -> Any:
+        nonlocal most
+        answer = segment(self, image, row, col)
+        most = max(
+            most, len([fd for fd in Path("/proc/self/fd").iterdir() if str(fd.resolve()).endswith(".tif")])
+        )
+        return answer
+
+    monkeypatch.setattr(InferenceWorker, "_segment", counted)
+    assert job.run().done == 30
+    assert most <= 2
 
 
 def test_a_full_disk_is_no_images_fault(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +381,13 @@ def test_past_the_deadline_no_block_is_taken_in_hand(job: Job) -> None:
     assert job.counts() == (5, 0, 0)
 
 
+def test_a_deadline_is_as_long_as_it_says_when_the_clocks_change(job: Job) -> None:
+    job.write(more='[schedule]\ndeadline = "6h"')
+    began = datetime(2026, 10, 25, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+    one = run.Run(load_job(job.file), "model", began, 0.0)
+    assert one.until == began.timestamp() + 6 * 3600
+
+
 def test_date_and_output_are_frozen_when_first_claimed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     job.write(output="masks/{date}/{stem}.zarr")
     now = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
@@ -373,6 +430,13 @@ def test_an_empty_folder_is_said_and_a_missing_one_refused(job: Job) -> None:
 def test_a_model_that_vanished_is_one_line(job: Job) -> None:
     (job.folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no model at .*model\.safetensors"):
+        job.run()
+    assert not (job.folder / "masks").exists()
+
+
+def test_a_model_that_may_not_be_read_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=r"model\.safetensors may not be read: mend its rights"):
         job.run()
     assert not (job.folder / "masks").exists()
 
@@ -429,6 +493,32 @@ def test_only_what_is_new(job: Job) -> None:
         os.utime(job.image(i), (yesterday, yesterday))
     job.file.write_text(job.file.read_text().replace("[model]", 'newer_than = "1h"\n[model]'))
     assert job.counts() == (1, 0, 0)
+
+
+def test_a_name_that_is_no_unicode_is_a_name(job: Job) -> None:
+    odd = job.image(5).with_name("g\udcfcn.tif")  # "grün" as Latin-1 writes it
+    save_image(odd, 5, size=200)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(14, patch)  # it comes fourth
+        with pytest.raises(KeyboardInterrupt):
+            job.run()
+    assert job.counts() == (3, 3, 0)
+    assert job.counts() == (0, 6, 0)
+    assert job.ledger[str(odd)]["state"] == "done"
+    report = json.loads(Path(job.run().report or "").read_text())
+    assert str(odd) in [image["source"] for image in report["images"]]
+
+
+@pytest.mark.parametrize("name", ["run [1]", "{date} {a}", "what*"])
+def test_the_folder_of_a_job_is_no_pattern(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    job = Job(tmp_path / name)
+    assert job.counts() == (5, 0, 0)
+    assert job.counts() == (0, 5, 0)
+    assert {
+        one.output for one in Ledger.read(str(job.folder / "masks/.raysegment/nightly")).images.values()
+    } == {str(job.mask(i)) for i in range(5)}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_folder_and_a_file_are_patterns_too(job: Job) -> None:
@@ -501,6 +591,9 @@ def test_the_last_nights_are_a_table(job: Job) -> None:
     assert head.split()[:4] == ["started", "took", "done", "skipped"]
     assert row.split()[3:7] == ["4", "0", "1", "0"]
     assert row.endswith("  3  done")
+    (record,) = (job.folder / "masks/.raysegment/nightly/runs").iterdir()
+    record.with_name("0.json").write_text("{")
+    assert run.status(job.file).summary().splitlines() == [head, row]
 
 
 def test_a_folder_of_slides_is_all_of_its_slides(tmp_path: Path) -> None:

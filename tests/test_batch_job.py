@@ -67,6 +67,8 @@ def test_the_ledger_lies_below_what_is_fixed_of_the_output(tmp_path: Path) -> No
     text = WHOLE.replace("s3://masks/{date}/", "masks/night-{date}/")
     assert read(tmp_path, text).ledger_path == str(tmp_path / "masks/.raysegment/nightly-landcover")
     assert read(tmp_path, text + '[ledger]\npath = "kept"').ledger_path == str(tmp_path / "kept")
+    text = WHOLE.replace("s3://masks/{date}/", "{date}/")
+    assert read(tmp_path, text).ledger_path == str(tmp_path / ".raysegment/nightly-landcover")
 
 
 @pytest.mark.parametrize(

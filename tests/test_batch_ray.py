@@ -15,6 +15,8 @@ import pytest
 from test_batch import SETTINGS, Job, files, save_image
 from web import serve
 
+from raysegment.nightly.run import status
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +89,8 @@ def test_terminated_it_says_so_and_leaves_no_lock(job: Job) -> None:
     assert run.returncode == 130, said
     assert "run the same command again" in json.loads(out.splitlines()[-1])["error"]
     assert not (job.folder / "masks/.raysegment/nightly/lock.json").exists()
+    (told,) = status(job.file).runs
+    assert (told["exit_code"], told["ended_by"]) == (130, "interrupted")
 
 
 def pixels(mask: Path) -> dict[str, bytes]:

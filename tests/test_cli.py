@@ -322,6 +322,32 @@ def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def test_a_second_sigterm_leaves_it_time_to_tell_of_its_end() -> None:
+    code = (
+        "import time\n"
+        "from raysegment.cli.common import app, command\n"
+        "@command('idle')\n"
+        "def idle():\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('ending', flush=True)\n"
+        "        time.sleep(1)\n"
+        "        print('told', flush=True)\n"
+        "@app.callback()\n"
+        "def root(): ...\n"
+        "app(['idle'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    for line in ("ready\n", "ending\n"):
+        assert process.stdout.readline() == line
+        process.terminate()
+    stdout, _ = process.communicate(timeout=20)
+    assert (process.returncode, stdout) == (130, "told\n")
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_process_that_is_interrupted_exits_with_130(sent: signal.Signals) -> None:
     code = (

@@ -225,6 +225,21 @@ def test_a_job_takes_its_clusters_word(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+def test_a_folder_too_long_for_ray_s_sockets_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / ("scratch-of-a-batch-job" * 4)
+    folder.mkdir()
+    code = "from raysegment.runtime import cluster\nwith cluster(1): pass"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"RAY_TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert "UsageError" in done.stderr.splitlines()[-1]
+    assert f"{folder} have longer names than the system takes: set RAY_TMPDIR" in done.stderr
+
+
 def test_a_ray_that_another_command_has_for_itself_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends with that command, in the middle of whatever else runs in it."""
     left: list[bool] = []

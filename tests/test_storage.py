@@ -104,6 +104,19 @@ def test_a_file_that_nobody_refers_to_is_closed(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+def test_a_file_is_created_once_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")  # as exFAT says it
+
+    monkeypatch.setattr(os, "link", refused)
+    assert put_new(tmp_path / "lock", b"one")
+    assert not put_new(tmp_path / "lock", b"two")
+    assert (tmp_path / "lock").read_bytes() == b"one"
+    assert [p.name for p in tmp_path.iterdir()] == ["lock"]
+
+
 def test_what_can_only_be_read_is_no_output() -> None:
     with pytest.raises(UsageError, match="--out: https:// can only be read"):
         check_writable(location("https://host/masks"), "--out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -49,6 +50,10 @@ def root(
 
 def main() -> None:
     """What the installed script `raysegment` runs."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as stderr has it: a file name need not be valid Unicode
     try:
         app(prog_name="raysegment")
     except SystemExit as end:

@@ -89,7 +89,7 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 class _Terminable:
-    """SIGTERM is treated as Ctrl-C inside; a no-op outside the main thread, where signals do not arrive."""
+    """The first SIGTERM is treated as Ctrl-C inside; a no-op outside the main thread, where signals do not arrive."""
 
     def __enter__(self) -> None:
         self._previous: Any = None
@@ -107,6 +107,9 @@ class _Terminable:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    signal.signal(
+        signum, signal.SIG_IGN
+    )  # `timeout` sends it twice, and what is to be told of the end must be told
     raise KeyboardInterrupt
 
 

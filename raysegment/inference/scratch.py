@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import imagecodecs
 import numpy as np
-from pydantic import ValidationError
 
 from raysegment.errors import LockedError, OutputExistsError, UsageError
 from raysegment.geometry import Block
@@ -52,8 +51,8 @@ class Scratch:
         if text is None:
             return None
         try:
-            return Plan.model_validate_json(text)
-        except ValidationError as e:
+            return Plan.model_validate(json.loads(text))  # pydantic's own reader takes no odd file name
+        except ValueError as e:  # ValidationError is one
             if overwrite:
                 return None
             raise OutputExistsError(

@@ -112,8 +112,10 @@ def _existing(path: str | os.PathLike[str]) -> Path:
         with before_work():
             return fetched(place)
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"no model at {path}: give a {', '.join(_READ[:-1])} or {_READ[-1]} file")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} may not be read: mend its rights, or name another model")
     if path.suffix not in _READ:
         raise InputError(
             f"{path} is not a model that is loaded here: give {', '.join(_READ[:-1])} or {_READ[-1]} (a pickle such as "

@@ -6,6 +6,7 @@ import functools
 import glob
 import hashlib
 import os
+import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def discover(job: JobFile) -> list[Found]:
     found: dict[str, Found] = {}
     with before_work():
         for pattern in job.input.paths:
-            for one in _matches(job.place(pattern)):
+            for one in _matches(job, pattern):
                 found.setdefault(one.source, one)
     return [found[source] for source in sorted(found)]
 
@@ -102,18 +103,20 @@ def _refusal(source: str) -> RaysegmentError | None:
     return None
 
 
-def _matches(pattern: str) -> Iterator[Found]:
-    place = location(pattern)
+def _matches(job: JobFile, path: str) -> Iterator[Found]:
+    place = location(job.place(path))
     if isinstance(place, Url):
         yield from _remote(place)
         return
-    fixed = _fixed(str(place)) if has_magic(pattern) else str(place)
+    pattern = str(place).removeprefix(f"{job.folder}/")  # the folder's own name is none
+    fixed = str(job.folder / _fixed(pattern)) if has_magic(pattern) else str(place)
     if not os.path.exists(fixed):
         raise InputError(f"{fixed} does not exist: mend [input] paths, or make the folder")
-    if not os.access(fixed, os.R_OK):
+    if not os.access(fixed, os.R_OK | os.X_OK if os.path.isdir(fixed) else os.R_OK):
         raise InputError(f"{fixed} may not be read: mend its rights, or [input] paths")
     if has_magic(pattern):
-        names = glob.glob(str(place), recursive=True)
+        found = glob.glob(pattern, root_dir=job.folder, recursive=True)
+        names = [os.path.join(job.folder, name) for name in found]
     elif place.is_dir() and not _is_zarr(place):
         names = [
             str(p) for p in place.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
@@ -125,9 +128,11 @@ def _matches(pattern: str) -> Iterator[Found]:
             continue
         try:
             yield _local(name, fixed)
-        except FileNotFoundError:
-            if os.path.islink(name):  # to nothing, which is for whoever opens it to say
-                yield Found(name, fixed, size=0, tag=os.readlink(name), modified=None)
+        except OSError as e:
+            # a link to nothing or to itself, or no right to look: that is for whoever opens it to say
+            if os.path.islink(name) or not isinstance(e, FileNotFoundError):
+                tag = os.readlink(name) if os.path.islink(name) else ""
+                yield Found(name, fixed, size=0, tag=tag, modified=None)
 
 
 def _local(name: str, fixed: str) -> Found:
@@ -182,7 +187,7 @@ def _time(info: dict[str, Any]) -> float | None:
 def _fixed(pattern: str) -> str:
     """The folders of a pattern before the first that is not plain."""
     head, _, _ = pattern.partition(next(c for c in pattern if c in "*?["))
-    return head.rpartition("/")[0] or "/"
+    return posixpath.dirname(head)
 
 
 def _is_zarr(folder: Path) -> bool:

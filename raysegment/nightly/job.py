@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import string
 import tomllib
@@ -227,8 +228,21 @@ class JobFile(Table):
         """Where the ledger is: as said, or below what is fixed of ``[output] path``."""
         if self.ledger.path is not None:
             return self.place(self.ledger.path)
-        fixed = self.place(self.output.path).partition("{")[0].rpartition("/")[0]
-        return f"{fixed}/.raysegment/{self.name}"
+        return f"{self.output_folder}/.raysegment/{self.name}"
+
+    @property
+    def output_pattern(self) -> str:
+        """``[output] path``, absolute, to be filled in: braces in the name of the file's own folder are doubled."""
+        if is_url(self.output.path):
+            return self.output.path
+        folder = str(self.folder).replace("{", "{{").replace("}", "}}")
+        return str(Path(folder) / Path(self.output.path).expanduser())
+
+    @property
+    def output_folder(self) -> str:
+        """What is fixed of ``[output] path``."""
+        head = self.output.path.partition("{")[0]
+        return head.rpartition("/")[0] if is_url(head) else self.place(os.path.dirname(head))
 
 
 def load_job(path: str | Path) -> JobFile:

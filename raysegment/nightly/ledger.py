@@ -15,8 +15,10 @@ import json
 import time
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticSerializationError
 
+from raysegment import console
 from raysegment.errors import InputError
 from raysegment.storage import Location, location
 from raysegment.storage.objects import before_work, entries, put
@@ -73,8 +75,9 @@ class Ledger:
         file = ledger.place / "ledger.json"
         try:
             with before_work():
-                ledger.images = _Content.model_validate_json(_bytes(file) or b"{}").images
-        except ValidationError as e:
+                content = json.loads(_bytes(file) or b"{}")
+            ledger.images = _Content.model_validate(content).images
+        except ValueError as e:  # ValidationError is one
             raise InputError(f"{file} is no ledger of this version: move it away, or name another") from e
         except OSError as e:
             raise InputError(f"cannot read {file}: {e.strerror}") from e
@@ -95,19 +98,41 @@ class Ledger:
         """Write it down, whole. Raises OSError, StorageError."""
         if self._is_changed:
             content = _Content(images=dict(sorted(self.images.items())))
-            put(self.place / "ledger.json", content.model_dump_json(indent=1, exclude_none=True).encode())
+            try:
+                text = content.model_dump_json(indent=1, exclude_none=True).encode()
+            except (
+                PydanticSerializationError
+            ):  # a file name need not be valid Unicode; the slower way writes it
+                text = _json(content.model_dump(exclude_none=True), indent=1)
+            put(self.place / "ledger.json", text)
             self._saved_at, self._is_changed = time.monotonic(), False
 
     def save_run(self, run: str, record: dict[str, Any]) -> None:
         """Keep what is said of a run. Raises OSError, StorageError."""
-        put(self.place / "runs" / f"{run}.json", json.dumps(record, ensure_ascii=False).encode())
+        put(self.place / "runs" / f"{run}.json", _json(record))
 
     def last_runs(self, count: int) -> list[dict[str, Any]]:
-        """What was said of the newest runs, oldest first. Raises InputError."""
+        """What was said of the newest runs, oldest first; what cannot be read is warned of. Raises InputError."""
         with before_work():
             names = sorted(name for name in entries(self.place / "runs") if name.endswith(".json"))[-count:]
-            files = [_bytes(self.place / "runs" / name) for name in names]
-        return [json.loads(file) for file in files if file is not None]
+            files = {name: _bytes(self.place / "runs" / name) for name in names}
+        return [run for name, file in files.items() if file is not None and (run := self._run(name, file))]
+
+    def _run(self, name: str, file: bytes) -> dict[str, Any] | None:
+        """A record of a run; None for a damaged one: it is for people alone, and nothing depends on it."""
+        try:
+            run = json.loads(file)
+        except ValueError:
+            run = None
+        if isinstance(run, dict) and "counts" in run:
+            return run
+        console.warn(f"{self.place / 'runs' / name} is no record of a run and left out: delete it")
+        return None
+
+
+def _json(data: dict[str, Any], *, indent: int | None = None) -> bytes:
+    """In UTF-8; what is not valid Unicode in a file name is escaped, as JSON has it."""
+    return json.dumps(data, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace")
 
 
 def _bytes(file: Location) -> bytes | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from raysegment import console
 from raysegment.console import counted
-from raysegment.errors import RaysegmentError, UsageError
+from raysegment.errors import RaysegmentError, StorageError, UsageError, WorkError
 from raysegment.model.file import file_identity, load_spec
 from raysegment.nightly.discovery import check_readable, discover
 from raysegment.nightly.job import JobFile, load_job
@@ -67,9 +67,10 @@ class Run:
     @property
     def reports(self) -> Location:
         """The folder of the report."""
-        path = self.job.report.path
-        folder = self.job.place(path) if path is not None else f"{self.job.ledger_path}/reports/{{date}}"
-        return location(folder.replace("{date}", self.began.date().isoformat()))
+        path, date = self.job.report.path, self.began.date().isoformat()
+        if path is None:
+            return location(f"{self.job.ledger_path}/reports/{date}")
+        return location(self.job.place(path.replace("{date}", date)))
 
 
 def batch(job: str | Path, *, retry: bool = False) -> BatchResult:
@@ -117,11 +118,13 @@ def _look(run: Run, retry: bool) -> tuple[Ledger, Todo]:
 
 
 def _check_place(run: Run) -> None:
-    """Raise UsageError for a ledger or masks that cannot be written, before any work."""
+    """Raise UsageError for masks, a ledger or a report that cannot be written, before any work."""
     job = run.job
-    fixed = job.place(job.output.path).partition("{")[0].rpartition("/")[0] or "/"
-    for path, table in ((fixed, "[output] path"), (job.ledger_path, "[ledger] path")):
-        folder = location(path)
+    for folder, table in (
+        (location(job.output_folder), "[output] path"),
+        (location(job.ledger_path), "[ledger] path"),
+        (run.reports, "[report] path"),
+    ):
         if isinstance(folder, Path):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +141,6 @@ def _work(run: Run, night: Night, todo: Todo) -> BatchResult:
         night.ledger.images[source] = entry
     for found, claim in todo.work:
         night.ledger.images[found.source] = claim
-    ended_by, device_wait, code = "failed", 0.0, 1
     try:
         night.ledger.set(todo.work[0][0].source, todo.work[0][1])
         night.ledger.save()
@@ -146,19 +148,18 @@ def _work(run: Run, night: Night, todo: Todo) -> BatchResult:
         night.check()
         device_wait = clock.wait(night.workers) if clock is not None else 0.0
         left = len(todo.work) - len(night.images)
-        ended_by = "deadline" if left else "done"
-        code = 3 if left or night.count("failed") or night.failed_regions else 0
-    except KeyboardInterrupt:
-        ended_by, code = "interrupted", 130
-        raise
-    except RaysegmentError as e:
-        ended_by, code = " ".join(str(e).split()), e.exit_code
-        raise
-    finally:
+    except BaseException as e:
+        ended_by, code = _ending(e)
         if not night.lease.is_lost:  # otherwise ledger and report are another run's by now
-            night.ledger.save()
-            record = record_of(run, todo, night, ended_by, code, device_wait)
-            report = _tell(run, night.ledger, record)
+            try:
+                _tell(run, night.ledger, record_of(run, todo, night, ended_by, code, 0.0))
+            except WorkError as also:
+                console.warn(str(also))
+        raise
+    ended_by = "deadline" if left else "done"
+    code = 3 if left or night.count("failed") or night.failed_regions else 0
+    record = record_of(run, todo, night, ended_by, code, device_wait)
+    report = _tell(run, night.ledger, record)
     return BatchResult(
         done=night.count("done"),
         skipped=todo.done + len(todo.set_aside),
@@ -196,17 +197,40 @@ def _segment(run: Run, night: Night) -> Any:
     )
 
 
+def _ending(error: BaseException) -> tuple[str, int]:
+    """What is said of a run that an error ended, and its exit code."""
+    if not isinstance(error, Exception):  # Ctrl-C, or SIGTERM, at which Ray exits in its own way
+        return "interrupted", 130
+    if isinstance(error, RaysegmentError):
+        return " ".join(str(error).split()), error.exit_code
+    return " ".join(f"{type(error).__name__}: {error}".split()), 1
+
+
 def _tell(run: Run, ledger: Ledger, record: dict[str, Any]) -> str:
-    """Write the report, keep the record, call the webhook; the path of report.json."""
+    """Write the ledger and the report, keep the record, call the webhook; the path of report.json.
+
+    Each is done whatever becomes of the others. Raises WorkError for the first that could not be written.
+    """
     from raysegment.nightly.report import write_report
 
-    report = write_report(run.reports, record)
-    ledger.save_run(run.id, record)
+    unwritten = None
+    for write in (
+        ledger.save,
+        lambda: write_report(run.reports, record),
+        lambda: ledger.save_run(run.id, record),
+    ):
+        try:
+            write()
+        except (OSError, StorageError) as e:
+            why = e if isinstance(e, StorageError) else f"{e.filename or run.reports}: {e.strerror or e}"
+            unwritten = unwritten or WorkError(f"{why}: mend that; the masks that are finished stay")
+            if record["exit_code"] in (0, 3):
+                record.update(ended_by=str(unwritten), exit_code=1)
     if run.job.report.webhook is not None:
-        notify(
-            run.job.report.webhook, {k: v for k, v in record.items() if k != "images"} | {"report": report}
-        )
-    return report
+        notify(run.job.report.webhook, {key: value for key, value in record.items() if key != "images"})
+    if unwritten is not None:
+        raise unwritten
+    return str(record["report"])
 
 
 def _idle(run: Run, ledger: Ledger, todo: Todo) -> BatchResult:

@@ -57,7 +57,7 @@ def decide(
     Raises UsageError when two images would become one mask.
     """
     todo = Todo()
-    pattern = job.place(job.output.path)
+    pattern = job.output_pattern
     newest = job.input.newer_than
     oldest = began.timestamp() - newest.total_seconds() if newest is not None else None
     masks: dict[str, str] = {}

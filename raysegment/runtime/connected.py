@@ -18,6 +18,7 @@ from raysegment.errors import UsageError
 from raysegment.runtime.address import Address, reach, undisturbed
 from raysegment.runtime.embedded import OURS, PRIVATE, hushed
 from raysegment.runtime.security import find_token, present_token, use_token
+from raysegment.runtime.signals import same_sigterm
 
 #: Seconds (tries, one each) for Ray to say yes; by itself it takes 20 to refuse a wrong token.
 _CONNECT_TRIES = "5"
@@ -43,7 +44,7 @@ def connected(address: Address, *, allow_insecure: bool = False) -> Iterator[Non
     else:
         present_token(address, allow_insecure=allow_insecure)
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", _CONNECT_TRIES)
-    with undisturbed(), hushed() as quiet, _mapped(address):
+    with undisturbed(), hushed() as quiet, _mapped(address), same_sigterm():
         import ray
 
         ray.init(
@@ -59,7 +60,8 @@ def connected(address: Address, *, allow_insecure: bool = False) -> Iterator[Non
             )
         yield
     finally:
-        ray.shutdown()
+        with same_sigterm():
+            ray.shutdown()
 
 
 def _own_package() -> dict[str, list[str]] | None:

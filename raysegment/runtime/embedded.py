@@ -17,6 +17,7 @@ from raysegment.errors import RaysegmentError, UsageError, WorkError
 from raysegment.hardware import available_cores
 from raysegment.runtime.address import where
 from raysegment.runtime.security import close_token_file
+from raysegment.runtime.signals import same_sigterm
 
 #: Logical CPUs beyond the workers' own, so that Ray's small tasks never wait for them.
 EXTRA_CPUS = 2
@@ -96,7 +97,7 @@ def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) ->
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for key, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    with hushed() as quiet:
+    with hushed() as quiet, same_sigterm():
         import ray
 
         with ThreadPoolExecutor(1) as beside:
@@ -117,7 +118,13 @@ def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) ->
         yield
     finally:
         OURS.clear()
-        ray.shutdown()
+        with same_sigterm():
+            ray.shutdown()
+
+
+def _ray_folder() -> str:
+    """Where Ray keeps its sockets, logs and spilled objects."""
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
 
 
 def _start(**how: Any) -> None:
@@ -132,6 +139,11 @@ def _start(**how: Any) -> None:
             ray.init(**how)
             return
         except Exception as e:  # of any kind: Ray raises plain ones
+            if isinstance(e, OSError) and "AF_UNIX" in str(e):
+                raise UsageError(
+                    f"the sockets of Ray in {_ray_folder()} have longer names than the system takes: set RAY_TMPDIR to "
+                    "a shorter folder, such as /tmp"
+                ) from e
             home = os.path.dirname(ray.__file__)
             for process in set(psutil.Process().children(recursive=True)) - before:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -141,7 +153,7 @@ def _start(**how: Any) -> None:
                 cause = " ".join(str(e).split()) or type(e).__name__
                 raise WorkError(
                     f"Ray does not start on this machine, in {_STARTS} tries: {cause} "
-                    "(is the machine overloaded, or out of memory or of room in /tmp?)"
+                    "(is the machine overloaded, or out of memory?)"
                 ) from e
 
 

@@ -41,7 +41,8 @@ def guarded(command: str, guard: str | None, timezone: str) -> str:
 
 def _command(job: JobFile, site: Site, guard: str | None) -> str:
     seconds = longest(job)
-    stop = [] if seconds is None else ["timeout", "--kill-after=120", str(seconds)]
+    # in the foreground: it stops `batch` and not Ray beside it, with which `batch` would die untold
+    stop = [] if seconds is None else ["timeout", "--foreground", "--kill-after=120", str(seconds)]
     batch = shlex.join([*stop, site.python, "-m", "raysegment", "batch", str(site.job_file)])
     log = shlex.quote(str(site.folder / f"{job.name}.log"))
     command = guarded(f"{batch} >>{log} 2>&1", guard, job.schedule.timezone)

@@ -6,6 +6,7 @@ A file appears whole or not at all: by temp file, fsync and rename on a disk, by
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import glob as local_glob
 import hashlib
@@ -81,10 +82,22 @@ def put_new(place: Location, data: bytes) -> bool:
         if isinstance(place, Url):
             return remote(place).call("write", place, lambda fs, path: _created(fs, path, data))
         with _written_aside(place, data, survives=True) as temp:
-            os.link(temp, place)
+            _linked(temp, place, data)
     except FileExistsError:
         return False
     return True
+
+
+def _linked(temp: Path, place: Path, data: bytes) -> None:
+    """Give a whole file its name. Raises FileExistsError. Where there are no hard links (exFAT, many a network or FUSE
+    file system) it is written in place: whoever looks in that moment finds it unfinished."""
+    try:
+        os.link(temp, place)
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        with open(place, "xb") as f:
+            f.write(data)
 
 
 def _created(fs: Any, path: str, data: bytes) -> bool:

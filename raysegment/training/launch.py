@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -49,10 +48,7 @@ def launch(job: Job, team: Team, check: Callable[[], None]) -> None:
     borrowed = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     for old in (run.failure, run.stop):
         remove(old)
-    at_sigterm = signal.getsignal(signal.SIGTERM)
     with cluster(team.most * team.threads, dashboard=console.is_verbose()):
-        if callable(at_sigterm) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, at_sigterm)  # Ray's own aborts the process while it waits below
         say_if_busy(team)
         training = _Training(job, team)
         training.start()
