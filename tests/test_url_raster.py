@@ -222,7 +222,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from raysegment.storage import remote
 
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    remote.remote.cache_clear()
     remote._of_scheme.cache_clear()
     with pytest.raises(UsageError, match=r"pip install 'raysegment\[gs\]'"):
         open_raster("gs://bucket/a.tif")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ class TiffRaster:
         self.path = path
         self.select = dict(select)
         self._files: dict[str, ByteFile | UrlFile] = {}
+        weakref.finalize(self, _close, self._files)  # of threads that share it none knows which is the last
         self._stored: dict[int, Stored | None] = {}
         try:
             self._open()
@@ -204,13 +206,18 @@ class TiffRaster:
         return "-".join(parts)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and let go of what was decoded of them."""
+        _close(self._files)
         for file in self._files.values():
-            file.close()
             DECODED.forget(file)
 
     def __reduce__(self) -> tuple[Callable[..., Raster], tuple[str, dict[str, int]]]:
         return TiffRaster, (self.path, self.select)
+
+
+def _close(files: Mapping[str, ByteFile | UrlFile]) -> None:
+    for file in files.values():
+        file.close()
 
 
 def _mask_pixels(mask: Page, window: Window, size: Size) -> np.ndarray:
