@@ -51,9 +51,8 @@ def root(
 def main() -> None:
     """What the installed script `raysegment` runs."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # as stderr has it: a file name need not be valid Unicode
+        # as stderr has it: a file name need not be valid Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="raysegment")
     except SystemExit as end:

@@ -107,9 +107,8 @@ class _Terminable:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    signal.signal(
-        signum, signal.SIG_IGN
-    )  # `timeout` sends it twice, and what is to be told of the end must be told
+    # `timeout` sends it twice, and what is to be told of the end must be told
+    signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

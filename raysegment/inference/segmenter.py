@@ -169,9 +169,8 @@ class Segmenter:
             squares = (answer * answer).sum(0)
             if planes < len(self.plan.classes):
                 squares += (1 - answer[0]) ** 2
-            squares /= len(
-                self.plan.classes
-            )  # each class may be certain by itself: only their mean is at most one
+            # each class may be certain by itself: only their mean is at most one
+            squares /= len(self.plan.classes)
             sums[planes] += squares.mul_(weight).round_().to(torch.int32)
 
     def _tile_weight(self, grid: Grid, row: int, col: int) -> torch.Tensor:

@@ -58,9 +58,8 @@ def clean(raw: bytes, name: str) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for part, content in members.items():
-            archive.writestr(
-                zipfile.ZipInfo(f"model/{part}"), content
-            )  # no date: the same bytes in every process
+            undated = zipfile.ZipInfo(f"model/{part}")  # the same bytes in every process
+            archive.writestr(undated, content)
     return out.getvalue()
 
 

@@ -25,10 +25,8 @@ MOST_ROWS = 500
 def write_report(folder: Location, record: dict[str, Any]) -> str:
     """Write both; the path of report.json. Raises OSError, StorageError."""
     text = json.dumps(record, ensure_ascii=False, indent=1)
-    put(
-        folder / "report.json", text.encode("utf-8", "backslashreplace")
-    )  # a file name need not be valid Unicode
-    put(folder / "report.html", page(record).encode("utf-8", "backslashreplace"))
+    for name, content in (("report.json", text), ("report.html", page(record))):
+        put(folder / name, content.encode("utf-8", "backslashreplace"))  # a file name need not be valid Unicode
     return str(folder / "report.json")
 
 

@@ -205,9 +205,8 @@ def _microscope_pixel_size(tif: TiffFile, page: TiffPage) -> PixelSize | None:
     if tif.is_ome and (found := _ome_pixel_size(tif.ome_metadata or "", page)):
         return found
     aperio = re.search(r"\bMPP\s*=\s*(\d*[.,]?\d+)", page.description)
-    edge = (
-        float(aperio[1].replace(",", ".")) if aperio else 0.0
-    )  # scanners write numbers as their country does
+    # scanners write numbers as their country does
+    edge = float(aperio[1].replace(",", ".")) if aperio else 0.0
     if edge > 0:
         return (edge, edge, "um")
     y, x = (_ratio(page.tags.valueof(tag)) for tag in (_Y_RESOLUTION, _X_RESOLUTION))

@@ -160,9 +160,8 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, workers: Workers
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        exact = torch.zeros_like(
-            weight
-        )  # its dtype is that of the statistics: float32 even where x is bfloat16
+        # its dtype is that of the statistics: float32 even where x is bfloat16
+        exact = torch.zeros_like(weight)
         own_mean, own_var = torch.batch_norm_update_stats(x, exact, exact.clone(), 0.0)
         n = x.numel() // x.shape[1]
         own = torch.stack([own_mean, own_var * n, torch.full_like(own_mean, n)])
