@@ -18,6 +18,7 @@ from rasterio.features import rasterize
 from rasterio.transform import Affine
 from rasterio.warp import transform_geom
 
+from raysegment import console
 from raysegment.classes import NO_CLASS, ClassMap
 from raysegment.errors import InputError
 from raysegment.geometry import Window
@@ -143,6 +144,20 @@ def test_coordinate_systems_lead_to_the_same_pixels(tmp_path: Path, kind: str) -
     expected[2:8, 2:8] = 1
     expected[4:6, 4:6] = 0
     assert np.array_equal(target, expected)
+
+
+def test_classes_under_another_name_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    covers = ["water", "forest", "water", "water"]
+    marks = [_feature(_moved(3 * i), id=f"f{i}", cover=c, source="survey") for i, c in enumerate(covers)]
+    console.configure("human")
+    try:
+        for name in ("a", "b"):
+            (tmp_path / f"{name}.geojson").write_text(json.dumps(_collection(*marks)))
+            assert set(read_layer(str(tmp_path / f"{name}.geojson")).labels) == {"object"}
+    finally:
+        console.configure("silent")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith("all are of one class, 'object'; if cover says their classes, call it class")
 
 
 @pytest.mark.parametrize("suffix", [".gpkg", ".shp"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from raysegment import console
 from raysegment.errors import InputError, StorageError, UsageError
 from raysegment.storage import Url, location
 from raysegment.storage.objects import fetched
@@ -25,6 +26,8 @@ CLASS_PROPERTIES = ("classification", "class", "class_name", "label", "category"
 #: The class of all polygons where none has a property that names one.
 UNNAMED = "object"
 _POLYGONS = ("Polygon", "MultiPolygon")
+#: Different words that a property may have to be taken for one of classes under another name.
+_MOST_WORDS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +144,27 @@ def _layer(
     names = sorted({name for _, p in drawn for name in p}, reverse=True)  # "class" before "CLASS"
     keys = [name for known in CLASS_PROPERTIES for name in names if name.lower() == known]
     key = next((k for k in keys if any(_name(p.get(k)) for _, p in drawn)), None)
+    if key is None:
+        telling = [name for name in reversed(names) if _may_be_classes(p.get(name) for _, p in drawn)]
+        if telling:
+            _say_unnamed(tuple(telling))
     labels = [UNNAMED if key is None else _name(p.get(key)) for _, p in drawn]
     return Layer(tuple(g for g, _ in drawn), tuple(labels), crs, in_pixels)
+
+
+def _may_be_classes(values: Iterator[Any]) -> bool:
+    """Whether a property has a few words, as classes have, and neither one for all nor one for each."""
+    named = [_name(value) for value in values if isinstance(value, str)]
+    return 1 < len(set(named)) <= min(_MOST_WORDS, len(named) / 2)
+
+
+@lru_cache(maxsize=16)
+def _say_unnamed(telling: tuple[str, ...]) -> None:
+    """Once for all files that are alike in this."""
+    console.say(
+        f"polygons: no property is called {', '.join(CLASS_PROPERTIES[:-1])} or {CLASS_PROPERTIES[-1]}, so all are of "
+        f"one class, {UNNAMED!r}; if {' or '.join(telling)} says their classes, call it class"
+    )
 
 
 def _name(value: Any) -> str | None:
