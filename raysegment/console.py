@@ -32,6 +32,8 @@ LINE_EVERY_S = 10.0
 class _Settings:
     mode: Mode = "silent"
     verbose: bool = False
+    listener: list[str] | None = None
+    """See :func:`overheard`."""
 
 
 _settings = _Settings()
@@ -61,10 +63,23 @@ def detail(text: str) -> None:
 
 def warn(text: str) -> None:
     """Something a person should know even under --quiet; from Python a RaysegmentWarning."""
+    if _settings.listener is not None:
+        _settings.listener.append(text)
     if _settings.mode != "silent":
         print(f"warning: {text}", file=sys.stderr, flush=True)
     else:
         warnings.warn(text, RaysegmentWarning, stacklevel=2)
+
+
+@contextlib.contextmanager
+def overheard() -> Iterator[list[str]]:
+    """The warnings given within, to be told again where the outcome is read."""
+    said: list[str] = []
+    _settings.listener = said
+    try:
+        yield said
+    finally:
+        _settings.listener = None
 
 
 def relay(line: str) -> None:

@@ -33,6 +33,15 @@ def shared_data() -> Path:
     return _DATA
 
 
+@pytest.fixture(autouse=True)
+def silent() -> Iterator[None]:
+    """Whoever ran a command in this process leaves it as a library finds it."""
+    from raysegment import console
+
+    yield
+    console.configure("silent")
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One embedded Ray for all tests that need one, with room for four workers."""

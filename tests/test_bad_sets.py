@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from raysegment import console
 from raysegment.classes import ClassMap, class_code
 from raysegment.cli.app import app
-from raysegment.errors import InputError, UsageError
+from raysegment.errors import InputError, RaysegmentWarning, UsageError
 from raysegment.inspection import inspect
 from raysegment.model.spec import default_classes
 from raysegment.training.codes import FileCodes, greys_as_values
@@ -269,7 +269,7 @@ def test_what_is_transparent_in_masks_is_said(tmp_path: Path, monkeypatch: pytes
     assert said.endswith("if that is a class, save it opaque, with a value of its own")
 
 
-def test_masks_that_lie_elsewhere_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_that_lie_elsewhere_are_said(tmp_path: Path) -> None:
     data = _set(tmp_path / "data", [_halves(0, 1)] * 4)
     for i, (x, y) in enumerate(((0, 0), (5, 5), (300, 400), (0, 0))):  # of pixels of 10
         mask = data / "masks" / f"{i}.tif"
@@ -283,10 +283,11 @@ def test_masks_that_lie_elsewhere_are_said(tmp_path: Path, monkeypatch: pytest.M
         "1 mask lies elsewhere on the ground than its image (2.tif by 50 px): they are laid over each other"
     )
     assert [n.startswith(note) for n in inspect(data).facts["notes"]] == [True]
-    warned: list[str] = []
-    monkeypatch.setattr(console, "warn", warned.append)
-    record = prepare(request(Settings.of({}), data, 0.5, None))
-    assert record["warnings"] == [f"{w}." for w in warned if w.startswith(note)] != []
+    with pytest.warns(RaysegmentWarning, match=re.escape(note)):
+        record = prepare(request(Settings.of({}), data, 0.5, None))
+    (told,) = record["warnings"]
+    assert told.startswith(note)
+    assert told.endswith("together.")
 
 
 def test_a_mask_with_fractions_is_named(tmp_path: Path) -> None:
@@ -544,16 +545,16 @@ def test_images_without_data_where_masks_have_a_class_are_refused(
         prepare(request(Settings(ignore_index=7), data, 0.25, None))
 
 
-def test_a_blank_image_among_others_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(console, "warn", told.append)
-    prepare(request(Settings(), _gaps(tmp_path / "data", (1,), _halves(0, 1), _EVERYWHERE), 0.25, None))
-    assert told == [
-        "there is nothing to learn from in 1.tif: the image has no data where its mask has a class"
+@pytest.mark.parametrize(
+    ("blank", "val", "says"), [(1, 0.25, "learn from in 1.tif"), (3, 0.5, "score in 3.tif")]
+)
+def test_a_blank_image_among_others_is_said(tmp_path: Path, blank: int, val: float, says: str) -> None:
+    data = _gaps(tmp_path / "data", (blank,), _halves(0, 1), _EVERYWHERE)
+    with pytest.warns(RaysegmentWarning, match=f"^there is nothing to {says}"):
+        record = prepare(request(Settings(), data, val, None))
+    assert record["warnings"] == [
+        f"There is nothing to {says}: the image has no data where its mask has a class."
     ]
-    told.clear()
-    prepare(request(Settings(), _gaps(tmp_path / "two", (3,), _halves(0, 1), _EVERYWHERE), 0.5, None))
-    assert told == ["there is nothing to score in 3.tif: the image has no data where its mask has a class"]
 
 
 def test_what_masks_mean_is_told_in_ranges_and_colours(tmp_path: Path) -> None:

@@ -150,12 +150,9 @@ def test_classes_under_another_name_are_told(tmp_path: Path, capsys: pytest.Capt
     covers = ["water", "forest", "water", "water"]
     marks = [_feature(_moved(3 * i), id=f"f{i}", cover=c, source="survey") for i, c in enumerate(covers)]
     console.configure("human")
-    try:
-        for name in ("a", "b"):
-            (tmp_path / f"{name}.geojson").write_text(json.dumps(_collection(*marks)))
-            assert set(read_layer(str(tmp_path / f"{name}.geojson")).labels) == {"object"}
-    finally:
-        console.configure("silent")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.geojson").write_text(json.dumps(_collection(*marks)))
+        assert set(read_layer(str(tmp_path / f"{name}.geojson")).labels) == {"object"}
     (said,) = capsys.readouterr().err.splitlines()
     assert said.endswith("all are of one class, 'object'; if cover says their classes, call it class")
 

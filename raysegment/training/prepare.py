@@ -107,9 +107,10 @@ def prepare(asked: Request, gpus: int = 0) -> dict[str, Any]:
     """
     fmt = common_format([*asked.train, *asked.val])
     leaks = _leaks(asked)
-    displaced = _displaced([*asked.train, *asked.val])
-    seen = survey(asked.train, asked.val, fmt, asked.classes, asked.settings.ignore_index)
-    refuse_blank(asked.train, asked.val, fmt.channels, seen.classes)
+    with console.overheard() as warned:
+        _warn_of_displaced([*asked.train, *asked.val])
+        seen = survey(asked.train, asked.val, fmt, asked.classes, asked.settings.ignore_index)
+        refuse_blank(asked.train, asked.val, fmt.channels, seen.classes)
     names, count = seen.classes.names, len(seen.classes.classes)
     membrane = Metric.of(asked.settings.metric, names, seen.frequencies).membrane(names)
     device = traits("cuda" if gpus else "cpu")
@@ -140,7 +141,7 @@ def prepare(asked: Request, gpus: int = 0) -> dict[str, Any]:
         "prior": list(seen.frequencies[1:] if count == 2 else seen.frequencies),
         "class_weights": _class_weights(settings.class_weights, seen),
         "data": {**_data(asked, fmt, seen), "fingerprint": found.to_json(), "leaks": leaks},
-        "warnings": displaced,
+        "warnings": [f"{text[:1].upper()}{text[1:]}." for text in warned],
         "auto": _auto_text(asked.settings, settings, found),
         "versions": _versions(),
         "hardware": _hardware([device.name] * gpus),
@@ -218,14 +219,12 @@ def _leaks(asked: Request) -> list[dict[str, Any]]:
     return [{"train": leak.train, "val": leak.val, "share": leak.share} for leak in found]
 
 
-def _displaced(scenes: Sequence[Scene]) -> list[str]:
-    """A sentence on masks that lie elsewhere than their images, if there are any."""
+def _warn_of_displaced(scenes: Sequence[Scene]) -> None:
+    """Of masks that lie elsewhere than their images."""
     found = in_order(lambda s: displacement(header(s.image), header(s.mask)), scenes, OPENERS)
     note = displaced_note([s.name for s in scenes], list(found))
-    if note is None:
-        return []
-    console.warn(note)
-    return [f"{note}."]
+    if note is not None:
+        console.warn(note)
 
 
 def _class_weights(text: str, seen: Survey) -> list[float] | None:
