@@ -24,6 +24,7 @@ from raysegment import console
 from raysegment.errors import InputError, LockedError, UsageError, WorkError
 from raysegment.inference import many, worker
 from raysegment.inference.worker import InferenceWorker
+from raysegment.mask.store import finished
 from raysegment.model.architectures import build
 from raysegment.model.file import save_model
 from raysegment.model.spec import ModelSpec, default_classes
@@ -301,15 +302,15 @@ def test_a_region_that_cannot_be_read_is_told(job: Job) -> None:
     assert "Regions that could not be read" in Path(result.report or "").with_suffix(".html").read_text()
 
 
-def interrupt_after(blocks: int, patch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-    """Ctrl-C when so many blocks are segmented; the blocks that were, as (image, row, col)."""
-    seen: list[tuple[int, int, int]] = []
+def interrupt_after(blocks: int, patch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Ctrl-C when so many blocks are segmented; the blocks that were, as (image's key, row, col)."""
+    seen: list[tuple[str, int, int]] = []
     segment = InferenceWorker._segment
 
     def counted(self: InferenceWorker, image: int, row: int, col: int) -> Any:
         if len(seen) == blocks:
             raise KeyboardInterrupt
-        seen.append((image, row, col))
+        seen.append((self.plan.images[image].key, row, col))
         return segment(self, image, row, col)
 
     patch.setattr(InferenceWorker, "_segment", counted)
@@ -340,6 +341,35 @@ def test_an_interrupted_night_goes_on_in_the_middle_of_an_image(job: Job, tmp_pa
     other.run()
     assert files(job.mask(3)) == files(other.mask(3))
     assert not (job.folder / "masks/.raysegment/nightly/scratch").exists()
+
+
+def test_an_image_that_is_gone_for_a_night_leaves_nothing_half_made(job: Job) -> None:
+    save_image(job.image(0), 0, size=200)  # of nine blocks
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(7, patch)
+        with pytest.raises(KeyboardInterrupt):
+            job.run()
+    assert job.mask(0).exists()
+    assert finished(job.mask(0)) is None
+    away = job.image(0).rename(job.folder / "away.tif")
+    assert job.counts() == (4, 0, 0)
+    assert not job.mask(0).exists()
+    away.rename(job.image(0))
+    assert job.counts() == (1, 4, 0)
+
+
+def test_a_plan_holds_no_more_than_what_is_to_be_done(job: Job) -> None:
+    job.write(more='[schedule]\ndeadline = "0.01s"')
+    assert job.counts() == (0, 0, 0)
+    for i in range(4):
+        job.image(i).unlink()
+    for i in (5, 6):
+        save_image(job.image(i), i)
+    assert job.counts() == (0, 0, 0)
+    made = json.loads((job.folder / "masks/.raysegment/nightly/scratch/plan.json").read_text())
+    assert {Path(image["source"]).stem for image in made["images"]} == {"s4", "s5", "s6"}
+    job.write()
+    assert job.counts() == (3, 0, 0)
 
 
 def test_an_image_that_changes_and_changes_back_is_made_of_what_it_is(job: Job, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from raysegment import console
 from raysegment.cli.app import app
 from raysegment.errors import InputError, WorkError
 from raysegment.inference.estimate import plan
+from raysegment.inference.plan import Plan
 from raysegment.inference.record import RecordFile
 from raysegment.inference.results import InferResult, InferResults
 from raysegment.inference.run import infer
@@ -644,8 +645,13 @@ def test_killed_in_the_second_image_only_its_missing_blocks_are_done(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    records = out.with_name("masks.scratch") / "records" / "1"
+    plan_file = out.with_name("masks.scratch") / "plan.json"
     deadline = time.monotonic() + 120
+    while not plan_file.exists() and time.monotonic() < deadline:
+        assert driver.poll() is None
+        time.sleep(0.02)
+    plan = Plan.model_validate_json(plan_file.read_text())
+    records = plan_file.with_name("records") / plan.images[1].key
     while len(list(records.glob("[0-9]*.safetensors"))) < 15 and time.monotonic() < deadline:
         assert driver.poll() is None
         time.sleep(0.02)

@@ -37,7 +37,7 @@ def stitched(
     """The labels of the wanted region: segmented block by block, stitched shard by shard, in this process."""
     scratch, segmenter, raster = Scratch(folder), Segmenter(model, plan), ArrayRaster(image, valid)
     for index, block in plan.blocks:
-        scratch.save_record(index, block, segmenter.segment(raster, index, block).record)
+        scratch.save_record(plan.images[index].key, block, segmenter.segment(raster, index, block).record)
     region, edge = plan.images[0].region, plan.block_edge(0)
     mask = np.empty(region.size, plan.label_dtype)
     for y in range(region.y, region.bottom, edge):

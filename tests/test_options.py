@@ -71,7 +71,7 @@ def segmented(
     scratch, segmenter, tiles = Scratch(folder), Segmenter(model, plan), 0
     for index, block in plan.blocks:
         record = segmenter.segment(raster, index, block, foreground).record
-        scratch.save_record(index, block, record)
+        scratch.save_record(plan.images[index].key, block, record)
         tiles += record.tiles
     return stitched(plan, scratch), tiles
 
@@ -660,7 +660,7 @@ def test_a_block_that_cannot_be_answered_is_named_or_lost(kind: str, tmp_path: P
     made = stitched(plan, worker.scratch)["labels"]
     assert np.array_equal(made == 255, lost)
     assert np.array_equal(made[~lost], undamaged["labels"][~lost])
-    assert "block 1,0" in worker.scratch.open_record(0, Block(1, 0)).failed
+    assert "block 1,0" in worker.scratch.open_record(plan.images[0].key, Block(1, 0)).failed
 
 
 def test_a_block_that_took_its_worker_down_too_often_is_not_tried_again(tmp_path: Path) -> None:
@@ -669,13 +669,16 @@ def test_a_block_that_took_its_worker_down_too_often_is_not_tried_again(tmp_path
         plan = make_plan(model, image, on_error=on_error)
         worker = actor(model, plan, ArrayRaster(image), tmp_path / on_error)
         for _ in range(MAX_ATTEMPTS):
-            worker.scratch.count_attempt(0, Block(0, 1))
+            worker.scratch.count_attempt(plan.images[0].key, Block(0, 1))
         errors = errors_of(worker)
         assert bool(errors) == (on_error == "fail")
         if errors:
             assert re.fullmatch(r"block 0,1 of memory took its worker down 3 times.*", errors[0])
         else:
-            assert worker.scratch.open_record(0, Block(0, 1)).failed == "took its worker down 3 times"
+            assert (
+                worker.scratch.open_record(plan.images[0].key, Block(0, 1)).failed
+                == "took its worker down 3 times"
+            )
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────

@@ -206,10 +206,11 @@ def test_a_plan_of_another_version_may_be_overwritten(scene: Path, tmp_path: Pat
         job = Job.open([(scene, tmp_path / "m.zarr")], model, Request(tile=64), None)
         settle(job, job.images, scratch, overwrite=False)
         plan_file = scratch.path / "plan.json"
-        plan_file.write_text(plan_file.read_text().replace('"version": 4', '"version": 99'))
+        written = json.loads(plan_file.read_text())
+        plan_file.write_text(json.dumps({**written, "version": 99}))
         with pytest.raises(OutputExistsError, match="--overwrite"):
             settle(job, job.images, scratch, overwrite=False)
-        assert settle(job, job.images, scratch, overwrite=True)[0].version == 3
+        assert settle(job, job.images, scratch, overwrite=True)[0].version == written["version"]
 
 
 def test_a_failing_block_stops_the_job_and_loses_nothing(tmp_path: Path, ray_cluster: None) -> None:

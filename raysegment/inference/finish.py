@@ -110,7 +110,7 @@ def finish_image(
         forward_pixels=tally.tiles * VIEWS[plan.tta] * plan.tile**2,
     )
     outputs.finish(_header(plan, index, image, done))
-    scratch.forget_image(index)
+    scratch.forget_image(planned.key)
     return done
 
 

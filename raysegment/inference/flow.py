@@ -102,7 +102,8 @@ class Flow:
     def run(self, model: Any, workers: int) -> None:
         """Do all that is missing. `model`: a ModelSource, or Ray's reference to one. Raises WorkError."""
         mine = [(i, block) for i, block in self.plan.blocks if i in self.assemblies]
-        has = self.scratch.recorded().intersection(mine)
+        recorded = self.scratch.recorded()
+        has = {(i, block) for i, block in mine if (self.plan.images[i].key, block) in recorded}
         missing = [at for at in mine if at not in has]
         if has:
             console.say(f"going on: of {counted(len(mine), 'block')} {len(has)} there already")
@@ -110,7 +111,7 @@ class Flow:
         for index, block in has:
             self.tallies[index].resumed += 1
             if self.plan.images[index].skip or self.plan.on_error == "skip":
-                record = self.scratch.open_record(index, block)
+                record = self.scratch.open_record(self.plan.images[index].key, block)
                 self._note(index, block, record.tiles, record.failures, record.failed)
             self._block_is_there(index, block, agenda)
         with contextlib.closing(

@@ -12,7 +12,8 @@ from raysegment.inference.job import Job, check_space
 from raysegment.inference.plan import ImagePlan, Plan
 from raysegment.inference.request import choose_tile
 from raysegment.inference.resolve import copy_dear_sources, draft, is_dear, measured_plan, planned
-from raysegment.mask.store import finished
+from raysegment.mask.outputs import SIDE_OUTPUTS, side_path
+from raysegment.mask.store import finished, remove_store
 from raysegment.storage import location
 from raysegment.storage.objects import is_passing
 
@@ -41,8 +42,7 @@ class Joining:
             self.scratch.clear()
         else:
             self.scratch.forget_attempts()
-        first = len(old.images) if old is not None else 0
-        new = self._planned(old, [at for at in self.todo if at not in kept.values()], first)
+        new = self._planned(old, [at for at in self.todo if at not in kept])
         if not self.todo:
             return None
         measured = None
@@ -52,39 +52,48 @@ class Joining:
                 return None
             plan, measured = fresh
         else:
-            here = list(old.images)
-            for index, at in kept.items():  # the same content may lie elsewhere by now
-                here[index] = here[index].model_copy(update={"source": self.todo[at].stored.path})
-            plan = old.model_copy(update={"images": (*here, *new.values())})
-        self._warn_of_space(plan, first)
+            plan = old.model_copy(update={"images": (*kept.values(), *new.values())})
+        self._warn_of_space(plan, len(kept))
         self.job.clear_outputs([self.todo[at] for at in new], self.scratch, plan)
-        return plan, {**kept, **{first + i: at for i, at in enumerate(new)}}, measured
+        return plan, dict(enumerate([*kept, *new])), measured
 
     def _resumable(self) -> Plan | None:
         """The unfinished plan that is there, where further images can join it."""
         plan = self.scratch.load_plan(overwrite=True)
+        if plan is not None:
+            self._clear_half_made(plan)
         if plan is None or self.job.differences_of_settings(plan):
             return None
         asked = (self.job.model_identity, *choose_tile(self.job.request, self.job.spec))
         return plan if asked == (plan.model, plan.tile, plan.overlap) else None
 
-    def _kept(self, plan: Plan) -> dict[int, int]:
-        """Images of the plan that are still the same, with their places in the call. Forgets what is left of others."""
+    def _clear_half_made(self, plan: Plan) -> None:
+        """Remove half-made masks of images that are not wanted now: once the plan is gone nothing says that they are
+        ours."""
+        wanted = {str(image.out) for image in self.todo.values()}
+        for made in plan.images:
+            out = location(made.output)
+            if made.output not in wanted and finished(out) is None:
+                for path in (out, *(side_path(out, name) for name in SIDE_OUTPUTS)):
+                    remove_store(path)
+
+    def _kept(self, plan: Plan) -> dict[int, ImagePlan]:
+        """What the plan says of images that are still the same, by their places in the call. Forgets what is left of
+        others."""
         wanted = {str(image.out): at for at, image in self.todo.items()}
-        last = {made.output: index for index, made in enumerate(plan.images)}
-        kept: dict[int, int] = {}
-        for index, made in enumerate(plan.images):
-            # what lies at an output is of the image that was planned for it last
-            at = wanted.get(made.output) if last[made.output] == index else None
+        kept: dict[int, ImagePlan] = {}
+        for made in plan.images:
+            at = wanted.get(made.output)
             same = at is not None and not self.job.differences_of_image(self.todo[at], plan, made)
             if at is not None and same and finished(location(made.output)) is None:
-                kept[index] = at
+                # the same content may lie elsewhere by now
+                kept[at] = made.model_copy(update={"source": self.todo[at].stored.path})
             else:
-                self.scratch.forget_image(index)
+                self.scratch.forget_image(made.key)
         return kept
 
-    def _planned(self, old: Plan | None, places: list[int], first: int) -> dict[int, ImagePlan]:
-        """What the plan says of further images, counted from `first`; their copies and foregrounds are made."""
+    def _planned(self, old: Plan | None, places: list[int]) -> dict[int, ImagePlan]:
+        """What the plan says of further images; their copies and foregrounds are made."""
         frame = old or draft(self.job, [])
         most = max((image.cells_per_block for image in old.images), default=0) if old is not None else 0
         new: dict[int, ImagePlan] = {}
@@ -98,7 +107,7 @@ class Joining:
                 if is_dear(alone, 0, image):
                     one = copy_dear_sources(alone, [reopened(image)], self.scratch).images[0]
                 if image.foreground is not None:
-                    self.scratch.save_foreground(first + len(new), image.foreground)
+                    self.scratch.save_foreground(one.key, image.foreground)
             except RaysegmentError as e:
                 self.fail(at, str(e), is_passing(e))
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,13 +70,21 @@ class ImagePlan(BaseModel):
     def size(self) -> Size:
         return Size(*self.shape[:2])
 
+    @cached_property
+    def key(self) -> str:
+        """Its name in the scratch: of what it is and where its mask goes, whatever else the plan holds."""
+        name = f"{self.identity} {self.output}".encode(
+            errors="surrogatepass"
+        )  # a path need not be valid Unicode
+        return hashlib.sha256(name).hexdigest()[:16]
+
 
 class Plan(BaseModel):
     """Everything that decides the mask. Frozen: workers and resumes obey it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[4] = 4
+    version: Literal[5] = 5
     model: str
     """Digest of weights, network and spec."""
     classes: tuple[Class, ...]

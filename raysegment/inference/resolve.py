@@ -44,7 +44,7 @@ def new_plan(job: Job, todo: Sequence[Image], scratch: Scratch) -> tuple[Plan, M
     scratch.clear()
     for index, image in enumerate(todo):
         if image.foreground is not None:
-            scratch.save_foreground(index, image.foreground)
+            scratch.save_foreground(plan.images[index].key, image.foreground)
     plan = copy_dear_sources(plan, todo, scratch)
     job.clear_outputs(todo, scratch, plan)
     return plan, measured

@@ -35,7 +35,10 @@ _FOLDERS = ("records", "halves", "attempts", "foreground", "copies")
 
 
 class Scratch:
-    """One folder that every worker of a run sees. Small enough to be sent to them: it holds a path."""
+    """One folder that every worker of a run sees. Small enough to be sent to them: it holds a path.
+
+    Images go by their :attr:`~raysegment.inference.plan.ImagePlan.key`.
+    """
 
     def __init__(self, path: Location) -> None:
         self.path = path
@@ -64,43 +67,44 @@ class Scratch:
 
     # ── records ─────────────────────────────────────────────────────────────────
 
-    def save_record(self, image: int, block: Block, record: Record) -> None:
+    def save_record(self, image: str, block: Block, record: Record) -> None:
         self._put(_record_name(image, block), record.to_bytes())
 
-    def open_record(self, image: int, block: Block) -> RecordFile:
+    def open_record(self, image: str, block: Block) -> RecordFile:
         return RecordFile(self.path / _record_name(image, block))
 
-    def has_record(self, image: int, block: Block) -> bool:
+    def has_record(self, image: str, block: Block) -> bool:
         return (self.path / _record_name(image, block)).exists()
 
-    def recorded(self) -> set[tuple[int, Block]]:
+    def recorded(self) -> set[tuple[str, Block]]:
         """Every (image, block) that has a record."""
         found = [name.partition(".")[0].split("/") for name in entries(self.path / "records")]
         blocks = [(image, *name.split("_")) for image, name in found if name]
-        return {(int(image), Block(int(row), int(col))) for image, row, col in blocks}
+        return {(image, Block(int(row), int(col))) for image, row, col in blocks}
 
-    def forget_image(self, image: int) -> None:
+    def forget_image(self, image: str) -> None:
         """The image's mask is finished: its records are of no more use."""
         self._forget(f"records/{image}")
         self._forget(f"halves/{image}")
 
     # ── halves ──────────────────────────────────────────────────────────────────
 
-    def save_half(self, shard: Shard, labels: np.ndarray) -> None:
+    def save_half(self, image: str, shard: Shard, labels: np.ndarray) -> None:
         """What the level after is made of; not for a resume, which makes it anew."""
         packed = bytes(imagecodecs.zstd_encode(labels.tobytes(), level=1))
-        put(self.path / _half_name(shard), packed, survives=False)
+        put(self.path / _half_name(image, shard), packed, survives=False)
 
-    def load_half(self, shard: Shard, dtype: np.dtype) -> np.ndarray:
+    def load_half(self, image: str, shard: Shard, dtype: np.dtype) -> np.ndarray:
         """The same, flat."""
-        return np.frombuffer(imagecodecs.zstd_decode((self.path / _half_name(shard)).read_bytes()), dtype)
+        packed = (self.path / _half_name(image, shard)).read_bytes()
+        return np.frombuffer(imagecodecs.zstd_decode(packed), dtype)
 
     # ── what workers need besides ────────────────────────────────────────────────
 
-    def save_foreground(self, image: int, foreground: Foreground) -> None:
+    def save_foreground(self, image: str, foreground: Foreground) -> None:
         self._put(f"foreground/{image}.npz", foreground.to_bytes())
 
-    def load_foreground(self, image: int) -> Foreground:
+    def load_foreground(self, image: str) -> Foreground:
         from raysegment.inference.foreground import Foreground
 
         return Foreground.from_bytes((self.path / f"foreground/{image}.npz").read_bytes())
@@ -121,7 +125,7 @@ class Scratch:
 
     # ── attempts ────────────────────────────────────────────────────────────────
 
-    def count_attempt(self, image: int, block: Block) -> int:
+    def count_attempt(self, image: str, block: Block) -> int:
         """Note that a worker takes the block in hand; the answer is how often that has happened in this run."""
         name = f"attempts/{image}_{block.row}_{block.col}"
         attempts = 1 + int(self._text(name) or 0)
@@ -212,9 +216,9 @@ class Scratch:
             remove(self.path / name)
 
 
-def _record_name(image: int, block: Block) -> str:
+def _record_name(image: str, block: Block) -> str:
     return f"records/{image}/{block.row}_{block.col}.safetensors"
 
 
-def _half_name(shard: Shard) -> str:
-    return f"halves/{shard.image}/{shard.level}_{shard.row}_{shard.col}.zst"
+def _half_name(image: str, shard: Shard) -> str:
+    return f"halves/{image}/{shard.level}_{shard.row}_{shard.col}.zst"

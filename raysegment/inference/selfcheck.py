@@ -155,7 +155,7 @@ def _largest_error(plan: Plan, index: int, field: _Field) -> tuple[float, int]:
         outputs.create()
         assembly = Assembly(trial, 0, outputs.mask)
         for block in blocks:
-            scratch.save_record(0, block, segmenter.segment(field, 0, block).record)  # type: ignore[arg-type]
+            scratch.save_record(image.key, block, segmenter.segment(field, 0, block).record)  # type: ignore[arg-type]
             for shard in assembly.done(block):
                 worst = max(worst, _label_error(trial, assembly, shard, outputs, scratch, field))
         worst = max(worst, *_sum_errors(trial, segmenter, blocks, field))

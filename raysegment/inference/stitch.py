@@ -22,7 +22,7 @@ def stitch(plan: Plan, index: int, window: Window, scratch: Scratch) -> dict[str
     sums: dict[Window, np.ndarray] = {}
     lost: list[Window] = []
     for block in grid.blocks_reaching(window):
-        record = scratch.open_record(index, block)
+        record = scratch.open_record(plan.images[index].key, block)
         own = record.own.intersect(window)
         if own.area:
             for name, values in found.items():

@@ -69,11 +69,11 @@ class InferenceWorker:
         return reported(lambda: write_shard(self.plan, self.scratch, shard, window, in_image))
 
     def _segment(self, image: int, row: int, col: int) -> Row:
-        block = Block(row, col)
-        if self.scratch.has_record(image, block):  # by a worker that died later in this run
-            return _told(self.scratch.open_record(image, block), began_at=time.time())
+        block, key = Block(row, col), self.plan.images[image].key
+        if self.scratch.has_record(key, block):  # by a worker that died later in this run
+            return _told(self.scratch.open_record(key, block), began_at=time.time())
         # before the network: its loading may be what kills
-        if self.scratch.count_attempt(image, block) > MAX_ATTEMPTS:
+        if self.scratch.count_attempt(key, block) > MAX_ATTEMPTS:
             reason = f"took its worker down {MAX_ATTEMPTS} times"
             if self.plan.on_error == "fail":
                 raise WorkError(f"block {row},{col} of {self.plan.images[image].source} {reason}")
@@ -109,7 +109,7 @@ class InferenceWorker:
     def _save(
         self, image: int, block: Block, began_at: float, record: Record, done: Segmented | None = None
     ) -> Row:
-        self.scratch.save_record(image, block, record)
+        self.scratch.save_record(self.plan.images[image].key, block, record)
         if self._segmenter is not None and self._segmenter.network.batch < self._batch:
             self._batch = self._segmenter.network.batch
             self.scratch.limit_batch(self._batch)
@@ -140,7 +140,9 @@ class InferenceWorker:
         with self._opening:
             if image not in self._images:
                 planned = self.plan.images[image]
-                foreground = self.scratch.load_foreground(image) if planned.foreground is not None else None
+                foreground = (
+                    self.scratch.load_foreground(planned.key) if planned.foreground is not None else None
+                )
                 self._images[image] = open_planned(planned, self.scratch), foreground
                 if len(self._images) > _OPEN_IMAGES:
                     self._images.popitem(last=False)

@@ -55,7 +55,7 @@ def write_shard(plan: Plan, scratch: Scratch, shard: Shard, window: Window, in_i
             labels = found["labels"]
         counts = class_counts(labels, len(plan.classes)).tolist()
     if shard.level + 1 < len(outputs.mask.level_shapes):
-        scratch.save_half(shard, mode_2x2(labels))
+        scratch.save_half(plan.images[shard.image].key, shard, mode_2x2(labels))
     return {"class_pixels": counts, "work_s": time.process_time() - started}
 
 
@@ -68,7 +68,7 @@ def _joined(plan: Plan, scratch: Scratch, shard: Shard, window: Window) -> np.nd
             place = Window(y=row * edge, x=col * edge, height=edge, width=edge).intersect(window)
             if place.area:
                 part = Shard(shard.image, shard.level - 1, row, col)
-                half = scratch.load_half(part, plan.label_dtype)
+                half = scratch.load_half(plan.images[shard.image].key, part, plan.label_dtype)
                 labels[place.slices(window)] = half.reshape(place.size)
     return labels
 
