@@ -76,6 +76,7 @@ class SegmentCache:
         return pixels
 
 
-#: Of all images that this process has open: a run of blocks needs one column of pieces (5 MB for 512² RGB tiles
-#: and blocks of 2300 px), and training keeps dozens of images open.
-DECODED = SegmentCache(24 << 20)
+#: Of all images that this process has open: a run of blocks needs one column of pieces (5 MB for RGB tiles of 512² and
+#: blocks of 2300 px, 13 MB for tiles of 1024²), and training keeps dozens of images open. More saves no time that
+#: shows, and a large image fills it where a small one does not.
+DECODED = SegmentCache(16 << 20)
