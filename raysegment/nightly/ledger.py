@@ -100,9 +100,8 @@ class Ledger:
             content = _Content(images=dict(sorted(self.images.items())))
             try:
                 text = content.model_dump_json(indent=1, exclude_none=True).encode()
-            except (
-                PydanticSerializationError
-            ):  # a file name need not be valid Unicode; the slower way writes it
+            except PydanticSerializationError:
+                # a file name need not be valid Unicode; the slower way writes it
                 text = _json(content.model_dump(exclude_none=True), indent=1)
             put(self.place / "ledger.json", text)
             self._saved_at, self._is_changed = time.monotonic(), False
