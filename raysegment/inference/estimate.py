@@ -37,9 +37,8 @@ def plan(
     time. Of several images, the figures are the sums, and shape and block those of the first.
     """
     check_workers(workers)
-    images = [
-        (s, Path("/.raysegment-plan.zarr")) for s in expand(source)
-    ]  # where nothing lies, nor is written
+    nowhere = Path("/.raysegment-plan.zarr")  # where nothing lies, nor is written
+    images = [(s, nowhere) for s in expand(source)]
     job = Job.open(images, model, request_of(options), select, workers)
     job.check()
     job.check_memory()

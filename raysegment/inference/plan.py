@@ -73,9 +73,8 @@ class ImagePlan(BaseModel):
     @cached_property
     def key(self) -> str:
         """Its name in the scratch: of what it is and where its mask goes, whatever else the plan holds."""
-        name = f"{self.identity} {self.output}".encode(
-            errors="surrogatepass"
-        )  # a path need not be valid Unicode
+        # a path need not be valid Unicode
+        name = f"{self.identity} {self.output}".encode(errors="surrogatepass")
         return hashlib.sha256(name).hexdigest()[:16]
 
 

@@ -26,9 +26,8 @@ def write_report(folder: Location, record: dict[str, Any]) -> str:
     """Write both; the path of report.json. Raises OSError, StorageError."""
     text = json.dumps(record, ensure_ascii=False, indent=1)
     for name, content in (("report.json", text), ("report.html", page(record))):
-        put(
-            folder / name, content.encode("utf-8", "backslashreplace")
-        )  # a file name need not be valid Unicode
+        # a file name need not be valid Unicode
+        put(folder / name, content.encode("utf-8", "backslashreplace"))
     return str(folder / "report.json")
 
 

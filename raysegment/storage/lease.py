@@ -52,9 +52,8 @@ class Holder:
         """Whether it has run out, or was a process that this one could see, and is no more."""
         if time.time() > self.expires_at:
             return True
-        if (
-            not self.kernel or self.kernel != _kernel()
-        ):  # a container may have the name of its host, and its own pids
+        # a container may have the name of its host, and its own pids
+        if not self.kernel or self.kernel != _kernel():
             return False
         try:
             os.kill(self.pid, 0)

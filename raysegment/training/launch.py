@@ -171,9 +171,8 @@ def ray_worker(config: dict[str, Any]) -> None:
     except Stopped as stopped:
         if stopped.error is not None:
             _write_failure(job.run, stopped.error)
-    except (
-        torch.OutOfMemoryError
-    ) as e:  # the others wait for this one in the middle of a step: only a death ends them
+    except torch.OutOfMemoryError as e:
+        # the others wait for this one in the middle of a step: only a death ends them
         _write_failure(
             job.run,
             WorkError(
