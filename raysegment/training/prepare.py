@@ -26,7 +26,6 @@ from raysegment.model.architectures import margin, multiple
 from raysegment.model.spec import ModelSpec
 from raysegment.raster import PixelSize
 from raysegment.runtime.device import traits
-from raysegment.threads import OPENERS, in_order
 from raysegment.training.balance import ClassIndex, rarer
 from raysegment.training.blank import refuse_blank
 from raysegment.training.class_index import class_index
@@ -35,9 +34,8 @@ from raysegment.training.division import divide
 from raysegment.training.encoders import check_encoder, say_licence
 from raysegment.training.fingerprint import Fingerprint, advice, fingerprint
 from raysegment.training.forms import listing_of
-from raysegment.training.forms.find import header
 from raysegment.training.forms.leaks import named, overlaps, same_pictures
-from raysegment.training.forms.placed import displaced_note, displacement
+from raysegment.training.forms.placed import displaced_note
 from raysegment.training.loop import Job
 from raysegment.training.losses import Loss
 from raysegment.training.metric import Metric
@@ -221,8 +219,7 @@ def _leaks(asked: Request) -> list[dict[str, Any]]:
 
 def _warn_of_displaced(scenes: Sequence[Scene]) -> None:
     """Of masks that lie elsewhere than their images."""
-    found = in_order(lambda s: displacement(header(s.image), header(s.mask)), scenes, OPENERS)
-    note = displaced_note([s.name for s in scenes], list(found))
+    note = displaced_note([s.name for s in scenes], [s.displacement for s in scenes])
     if note is not None:
         console.warn(note)
 

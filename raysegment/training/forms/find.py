@@ -16,6 +16,7 @@ from raysegment.storage.objects import before_work
 from raysegment.storage.remote import remote
 from raysegment.threads import OPENERS, in_order
 from raysegment.training.forms import folder, manifest, records, stores
+from raysegment.training.forms.placed import displacement
 from raysegment.training.forms.scene import File, Form, Listing, Pair, Scene, Source
 
 #: In the order in which they are tried.
@@ -90,7 +91,7 @@ def open_pair(pair: Pair) -> Scene:
             f"{pair.image} is {size.height} × {size.width} px, its mask {pair.mask} "
             f"{mask_size.height} × {mask_size.width}: they must be of one size"
         )
-    return Scene(pair.name, pair.image, pair.mask, size)
+    return Scene(pair.name, pair.image, pair.mask, size, displacement(image, mask))
 
 
 def header(source: Source) -> Raster:

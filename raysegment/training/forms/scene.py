@@ -59,6 +59,8 @@ class Scene:
     image: Source
     mask: Source
     size: Size
+    displacement: float = 0.0
+    """Of the mask on the ground, in pixels; see :func:`~raysegment.training.forms.placed.displacement`."""
 
 
 @dataclass(frozen=True, slots=True)
