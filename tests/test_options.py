@@ -738,6 +738,16 @@ def test_a_block_that_does_not_fit_beside_others_waits_for_them(
     }
 
 
+def test_sums_that_do_not_fit_are_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    image, model = noise(40, 40), identity()
+    monkeypatch.setattr(Segmenter, "sums", full)
+    with pytest.raises(WorkError, match=r"^block 0,0 does not fit .*--block$"):
+        segmented(model, make_plan(model, image), ArrayRaster(image), tmp_path)
+
+
 def test_a_worker_whose_gpu_fails_makes_room_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,7 +69,10 @@ class Segmenter:
         held = self._held(seen, block)
         with self._computing:
             started = time.perf_counter()
-            record = self._record(index, block, seen, held, spots)
+            try:
+                record = self._record(index, block, seen, held, spots)
+            except torch.OutOfMemoryError as e:  # of the sums: the network's own is answered by smaller batches
+                raise _too_large(block) from e
             compute_s = time.perf_counter() - started
         if counted is not None:
             record.core["labels"][~counted[record.own.slices(inside)]] = plan.nodata
@@ -87,9 +90,7 @@ class Segmenter:
             try:
                 return self.network.hold(seen)
             except torch.OutOfMemoryError as e:
-                raise WorkError(
-                    f"block {block.row},{block.col} does not fit into the device's memory: choose a smaller --block"
-                ) from e
+                raise _too_large(block) from e
 
     def _record(
         self, index: int, block: Block, seen: BlockPixels, held: Held, spots: Sequence[Spot]
@@ -181,6 +182,12 @@ class Segmenter:
             scaled = np.outer(wy, wx) * float(ONE)
             self._tile_weights[key] = torch.from_numpy(scaled.astype(np.float32)).to(self.network.device)
         return self._tile_weights[key]
+
+
+def _too_large(block: Block) -> WorkError:
+    return WorkError(
+        f"block {block.row},{block.col} does not fit into the device's memory: choose a smaller --block"
+    )
 
 
 def nothing(plan: Plan, index: int, block: Block, failed: str = "") -> Record:
