@@ -71,7 +71,9 @@ class Segmenter:
             started = time.perf_counter()
             try:
                 record = self._record(index, block, seen, held, spots)
-            except torch.OutOfMemoryError as e:  # of the sums: the network's own is answered by smaller batches
+            except (
+                torch.OutOfMemoryError
+            ) as e:  # of the sums: the network's own is answered by smaller batches
                 raise _too_large(block) from e
             compute_s = time.perf_counter() - started
         if counted is not None:
