@@ -25,6 +25,7 @@ class ArrayRaster:
 
     path, format = "memory", "array"
     pixel_size = crs = transform = nodata = alpha = palette = None
+    offset, other_images = (0.0, 0.0), ()
 
     def __init__(self, pixels: np.ndarray, valid: np.ndarray | None = None) -> None:
         self.pixels, self._valid = pixels, valid

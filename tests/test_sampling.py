@@ -323,6 +323,10 @@ def test_the_image_covers_the_same_ground(h: int, w: int, height: int, width: in
     assert array_bounds(height, width, rasterio.Affine(*raster.transform)) == pytest.approx(
         array_bounds(h, w, rasterio.Affine(*straight))
     )
+    moved = resized(pixels, (height, width), offset=(5.5, 2.0)).offset
+    assert [(o - 0.5) / n for o, n in zip(moved, (height, width), strict=True)] == pytest.approx(
+        [5 / h, 1.5 / w]
+    )
     raster = resized(pixels, (height, width), transform=turned)
     for row, col in ((0, 0), (0, 1), (1, 0), (1, 1)):
         assert corner(raster.transform, row * height, col * width) == pytest.approx(

@@ -12,7 +12,6 @@ from raysegment.mask.outputs import side_path
 from raysegment.mask.store import MaskHeader
 from raysegment.raster.resolution import to_source
 from raysegment.raster.salvage import Failure, merged
-from raysegment.raster.zarr import ZarrRaster
 from raysegment.storage import Location, location
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def _header(plan: Plan, index: int, image: Image, done: InferredImage) -> MaskHe
         dtype=plan.label_dtype,
         origin=(y, x),
         scale=(stored.shape[0] / view.shape[0], stored.shape[1] / view.shape[1]),
-        source_offset=stored.offset if isinstance(stored, ZarrRaster) else (0.0, 0.0),
+        source_offset=stored.offset,
         recipe=plan.recipe(planned),
         tiles=done.tiles,
         tiles_skipped=done.tiles_skipped,

@@ -16,7 +16,6 @@ from raysegment.inference.request import choose_channels, choose_region
 from raysegment.raster import open_raster
 from raysegment.raster.resolution import choose_sampling
 from raysegment.raster.sampling import Sampling, sampled
-from raysegment.raster.tiff import TiffRaster
 from raysegment.raster.transcoded import open_transcoded
 from raysegment.raster.validity import declare_nodata
 from raysegment.storage import Location, location
@@ -112,7 +111,7 @@ class Image:
 
 def _tell_of_others(stored: Raster) -> None:
     """Say which image of the file is read where another is as good a guess: an area of a slide, a well's field."""
-    if not isinstance(stored, TiffRaster) or stored.format not in ("OME-TIFF", "SCN slide"):
+    if stored.format not in ("OME-TIFF", "SCN slide"):
         return
     height, width, _ = stored.shape
     alike = [

@@ -10,7 +10,6 @@ import numpy as np
 from raysegment import console
 from raysegment.classes import distinct, pixel_codes
 from raysegment.geometry import Window
-from raysegment.raster.tiff import TiffRaster
 from raysegment.raster.walk import windows
 from raysegment.raster.zarr import ZarrRaster
 
@@ -35,7 +34,7 @@ def image_facts(raster: Raster, field: Field | None = None) -> dict[str, Any]:
         "megapixels": height * width / 1e6,
         "bytes": height * width * channels * raster.dtype.itemsize,
         **_places(raster),
-        **_others(raster),
+        "other_images": [{"name": name, "size": list(size)} for name, size in raster.other_images],
         "nodata": None if raster.nodata is None else number(raster.nodata),
         "alpha": raster.alpha,
         "palette": len(raster.palette) if raster.palette is not None else None,
@@ -90,13 +89,6 @@ def _axes(raster: Raster) -> dict[str, Any]:
     if not isinstance(raster, ZarrRaster):
         return {}
     return {"axes": raster.axes, "axes_are_named": raster.axes_are_named}
-
-
-def _others(raster: Raster) -> dict[str, Any]:
-    """Further images of the file, which are not read."""
-    if not isinstance(raster, TiffRaster):
-        return {}
-    return {"other_images": [{"name": name, "size": list(size)} for name, size in raster.other_images]}
 
 
 def _places(raster: Raster) -> dict[str, Any]:

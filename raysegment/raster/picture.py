@@ -56,6 +56,8 @@ class PictureRaster:
     crs: str | None = None
     transform: Transform | None = None
     nodata: float | None = None
+    offset: tuple[float, float] = (0.0, 0.0)
+    other_images: tuple[tuple[str, Size], ...] = ()
 
     def __init__(self, path: str, select: Mapping[str, int], part: tuple[int, int] | None = None) -> None:
         self.path = path

@@ -49,6 +49,10 @@ class Raster(Protocol):
     """Index of the channel that is opacity rather than a measurement."""
     palette: tuple[tuple[int, int, int], ...] | None
     """RGB (0–255) of each stored value, of a palette image."""
+    offset: tuple[float, float]
+    """(y, x) of the centre of the first pixel in the image's own space, in pixels: OME-Zarr's translation."""
+    other_images: tuple[tuple[str, Size], ...]
+    """Name and size of each further image of the file, which is not read: labels, thumbnails, other areas."""
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         """Pixels of `window`, as stored: (height, width, channels), C order, the file's dtype in

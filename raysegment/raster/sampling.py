@@ -90,13 +90,14 @@ class SampledRaster:
         full = raster.levels[0]
         self.path, self.select, self.format = raster.path, raster.select, raster.format
         self.dtype, self.nodata, self.alpha = raster.dtype, raster.nodata, raster.alpha
-        self.palette, self.crs = raster.palette, raster.crs
+        self.palette, self.crs, self.other_images = raster.palette, raster.crs, raster.other_images
         self.shape = (*self._size, raster.shape[2])
         self.levels = (self._size, *(raster.levels[n] for n in further))
         self.chunk = self._on_grid(raster.chunks[sampling.level])
         self.chunks = (self.chunk, *(raster.chunks[n] for n in further))
         self.pixel_size = _pixel_size(raster.pixel_size, full, self._size)
         self.transform = _transform(raster.transform, full, self._size)
+        self.offset = _offset(raster.offset, full, self._size)
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         """Pixels on the grid (height, width, channels), in the stored dtype. Raises ReadError.
@@ -289,3 +290,9 @@ def _transform(transform: Transform | None, full: Size, size: Size) -> Transform
     a, b, c, d, e, f = transform
     y, x = full.height / size.height, full.width / size.width
     return (a * x, b * y, c, d * x, e * y, f)
+
+
+def _offset(offset: tuple[float, float], full: Size, size: Size) -> tuple[float, float]:
+    """The same corner; it lies half a pixel before the first pixel's centre."""
+    y, x = ((o - 0.5) * n / whole + 0.5 for o, n, whole in zip(offset, size, full, strict=True))
+    return y, x

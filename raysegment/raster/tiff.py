@@ -63,6 +63,8 @@ class TiffRaster:
     Several threads may read it at once. Pickled, it travels as its path and opens again.
     """
 
+    offset: tuple[float, float] = (0.0, 0.0)
+
     def __init__(self, path: str, select: Mapping[str, int]) -> None:
         self.path = path
         self.select = dict(select)
@@ -157,7 +159,6 @@ class TiffRaster:
         self.alpha = _alpha(first) if len(main.pages) == 1 else None
         self.palette = _palette(first)
         self.other_images = other_images(tif)
-        """Name and size of each further image of the file, which is not read: labels, thumbnails, other areas."""
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         """Pixels as stored (height, width, channels); 1-bit samples as uint8 0 and 1. Raises ReadError."""

@@ -45,6 +45,7 @@ class TranscodedRaster:
         self.levels = original.levels
         self.pixel_size, self.crs, self.transform = original.pixel_size, original.crs, original.transform
         self.nodata, self.alpha, self.palette = original.nodata, original.alpha, original.palette
+        self.offset, self.other_images = original.offset, original.other_images
         found = (about["select"], pixels.shape, pixels.dtype)
         if found != (self.select, (*self.levels[self._level], self.shape[2]), self.dtype):
             raise InputError(f"{store} is a copy of another image than {self.path}: delete it")

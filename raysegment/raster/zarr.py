@@ -55,7 +55,7 @@ class ZarrRaster:
     alpha: int | None = None
     pixel_size: PixelSize | None = None
     offset: tuple[float, float] = (0.0, 0.0)
-    """(y, x) of the centre of the first pixel in the image's own space, in pixels: OME-Zarr's translation."""
+    other_images: tuple[tuple[str, Size], ...] = ()
     axes_are_named = True
     """Whether the source says what its axes are; else it was told by their lengths, and by `select`."""
 

@@ -59,6 +59,8 @@ class PolygonRaster:
     nodata: float | None = None
     alpha: int | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
+    offset: tuple[float, float] = (0.0, 0.0)
+    other_images: tuple[tuple[str, Size], ...] = ()
 
     def __init__(self, path: str, layer: Layer, image: Raster) -> None:
         self.path, self.select = path, dict[str, int]()
