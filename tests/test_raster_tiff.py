@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import struct
 import threading
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -744,3 +747,36 @@ def test_a_closed_raster_says_so(flavours: dict[tuple[str, str | None, str], Pat
     raster.close()
     with pytest.raises(ReadError, match="closed"):
         raster.read(whole(raster))
+
+
+def write_many_tiles(path: Path, edge: int, tile: int = 256) -> int:
+    """A BigTIFF of `edge`² zeros in deflated tiles that all lie at one place; their number."""
+    count, data = (edge // tile) ** 2, imagecodecs.deflate_encode(bytes(tile * tile))
+    offsets = 16 + len(data) + -len(data) % 8
+    counts = offsets + 8 * count
+    tags = [
+        (256, 4, 1, edge), (257, 4, 1, edge), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1),
+        (322, 3, 1, tile), (323, 3, 1, tile), (324, 16, count, offsets), (325, 16, count, counts),
+    ]  # fmt: skip
+    with path.open("wb") as file:
+        file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, counts + 8 * count))
+        file.write(data.ljust(offsets - 16, b"\0"))
+        np.full(count, 16, "<u8").tofile(file)
+        np.full(count, len(data), "<u8").tofile(file)
+        file.write(struct.pack("<Q", len(tags)) + b"".join(struct.pack("<HHQQ", *tag) for tag in tags))
+        file.write(bytes(8))
+    return count
+
+
+def test_a_tile_of_an_open_image_takes_few_bytes(tmp_path: Path) -> None:
+    count = write_many_tiles(tmp_path / "large.tif", 1 << 16)
+    open_raster(tmp_path / "large.tif").close()  # what is imported and cached is not the image's
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        raster = open_raster(tmp_path / "large.tif")
+        assert not raster.read(Window(y=40_000, x=500, height=300, width=300)).any()
+        gc.collect()
+        assert (tracemalloc.get_traced_memory()[0] - before) / count < 24
+    finally:
+        tracemalloc.stop()

@@ -63,8 +63,9 @@ class Page:
         self._rows = math.ceil(height / self._segment.height)
         self._columns = math.ceil(width / self._segment.width)
         self._large: LargeSegments | None = None
-        self._offsets = page.dataoffsets if base is None else (base,)
-        self._counts = page.databytecounts if base is None else (0,)
+        # of a large image there are millions: as Python's own numbers they would take five times the memory
+        self._offsets = np.asarray(page.dataoffsets if base is None else (base,), np.uint64)
+        self._counts = np.asarray(page.databytecounts if base is None else (0,), np.uint64)
         self._stored = _plain_dtype(key) if base is None else key.dtype.newbyteorder(key.parent.byteorder)
         if base is None:
             self._check_header(key)
@@ -86,9 +87,9 @@ class Page:
     def stored(self) -> tuple[Size, np.ndarray]:
         """Size of a tile or strip, and which of them are in the file in some plane: bool (rows, columns)."""
         count = self._planes * self._rows * self._columns
-        there = np.asarray(self._counts[:count]) > 0
+        there = self._counts[:count] > 0
         if self._stored is not None:  # bare samples: their number is known, whatever the header says of it
-            there |= np.asarray(self._offsets[:count]) > 0
+            there |= self._offsets[:count] > 0
         grid: np.ndarray = there.reshape(self._planes, -1).any(axis=0)  # type: ignore[assignment]
         return self._segment, grid.reshape(self._rows, self._columns)
 
@@ -135,17 +136,18 @@ class Page:
         """Offset and length of all that :meth:`read_into` will read for the window, in that order."""
         for plane in range(self._planes):
             for index, place in self._segments(plane, window):
-                if self._stored is not None and self._offsets[index]:
-                    yield from self._direct_ranges(self._offsets[index], place, window.intersect(place))
+                offset, count = self._place(index)
+                if self._stored is not None and offset:
+                    yield from self._direct_ranges(offset, place, window.intersect(place))
                 elif (self.file, (self._id, index)) not in DECODED:
-                    yield self._offsets[index], self._counts[index]
+                    yield offset, count
 
     def _pixels(self, index: int, place: Window, part: Window, keeps: bool) -> np.ndarray | None:
         """Pixels of `part` of one segment; None for one that is not stored (GDAL's sparse files).
 
         `keeps`: whether the segment may stay decoded for the next window.
         """
-        offset, count = self._offsets[index], self._counts[index]
+        offset, count = self._place(index)
         if self._stored is not None and offset:
             self._check_whole(offset, place, part)
             return self._direct(self._direct_ranges(offset, place, part), part, self._stored)
@@ -177,9 +179,13 @@ class Page:
 
     def _decoded(self, index: int) -> np.ndarray | None:
         """One whole segment (y, x, sample)."""
-        data = self.file.read(self._offsets[index], self._counts[index])
+        data = self.file.read(*self._place(index))
         segment, _, _ = self._decode(data, index, **self._tables)
         return None if segment is None else segment[0]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Offset and length of one segment in the file."""
+        return int(self._offsets[index]), int(self._counts[index])
 
     def _large_segments(self, key: TiffPage) -> LargeSegments | None:
         """Where segments are large: what reads them."""
@@ -187,7 +193,7 @@ class Page:
             return None
 
         def stream(index: int) -> SegmentStream:
-            packed = Section(self.file, self._offsets[index], self._counts[index])
+            packed = Section(self.file, *self._place(index))
             row = index // self._columns % self._rows
             last_row = min(self._segment.height, self.size.height - row * self._segment.height)
             return SegmentStream(key, packed, self._segment, last_row, self._samples)
