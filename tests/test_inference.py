@@ -247,4 +247,4 @@ def test_memory_of_a_worker_does_not_know_the_image() -> None:
     small, large = (
         make_plan(model, np.broadcast_to(np.uint8(0), (n, n, 1)), cells_per_block=20) for n in (4000, 400_000)
     )
-    assert small.worker_bytes(1, 0, 0) == large.worker_bytes(1, 0, 0)
+    assert small.worker_bytes(1) == large.worker_bytes(1)

@@ -623,6 +623,17 @@ def actor(model: Model, plan: Plan, raster: Any, folder: Path) -> InferenceWorke
     return worker
 
 
+def test_a_model_that_was_replaced_meanwhile_is_no_images_fault(tmp_path: Path) -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    plan, path = make_plan(identity(channels=3), image), tmp_path / "model.safetensors"
+    path.write_bytes(b"another than the plan's")
+    worker = InferenceWorker(plan, str(path), Scratch(tmp_path / "scratch"))
+    for index, block in plan.blocks[:2]:  # the second says the same as the first
+        row = worker.segment(index, block.row, block.col)
+        assert row["of_run"]
+        assert "is another model than at the start of this run" in row["error"]
+
+
 def errors_of(worker: InferenceWorker) -> list[str]:
     """Have every block segmented, one after the other; what went wrong."""
     found = []
@@ -790,24 +801,24 @@ def test_blocks_shrink_to_what_memory_holds_or_the_least_is_named(
 ) -> None:
     image = np.broadcast_to(np.uint16(0), (90_000, 90_000, 4))
     model = convolutional(channels=4)
-    asked = make_plan(model, image, tile=tile, overlap=tile // 8, cells_per_block=cells)
-    measured: Any = SimpleNamespace(activations=activations, weights=weights)
+    network = {"activations": activations, "weights": weights}
+    asked = make_plan(model, image, tile=tile, overlap=tile // 8, cells_per_block=cells, **network)
     todo: Any = [SimpleNamespace(view=ArrayRaster(np.zeros((1, 1, 1), np.uint16)))]
 
     def size(plan: Plan) -> int:
-        return plan.worker_bytes(2, activations, weights)
+        return plan.worker_bytes(2)
 
     def made(cells: int, frugal: bool = False) -> Plan:
         image = asked.images[0].model_copy(update={"cells_per_block": cells})
         return asked.model_copy(update={"images": (image,), "frugal": frugal})
 
     try:
-        plan = _fitted(asked, todo, measured, memory)
+        plan = _fitted(asked, todo, memory)
     except UsageError as e:
         named = re.search(r"the least that works is (\d+)M", str(e))
         assert named is not None
         assert int(named[1]) * 10**6 > memory
-        plan = _fitted(asked, todo, measured, int(named[1]) * 10**6)
+        plan = _fitted(asked, todo, int(named[1]) * 10**6)
         least = size(made(2, frugal=True))
         assert 1.04 < int(named[1]) * 10**6 / least < 1.15  # measured a little otherwise, it fits
         assert size(plan) <= int(named[1]) * 10**6

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from alone import without_ray
 from made import make_plan, settle, summed
 from networks import convolutional, identity
 from ome_zarr_models.v05 import Image as OmeImage
@@ -188,6 +189,31 @@ def test_an_overwritten_mask_is_gone_before_the_plan_is_there(
         settle(job, job.images, scratch, overwrite=True)
     assert seen == [False]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.zarr.scratch"]
+
+
+def test_a_resumed_run_has_as_many_workers_as_fit(scene: Path, tmp_path: Path) -> None:
+    scratch, model = Scratch(tmp_path / "m.zarr.scratch"), convolutional(channels=3)
+    with scratch.lock():
+        job = Job.open([(scene, tmp_path / "m.zarr")], model, Request(tile=64), None)
+        new, measured = settle(job, job.images, scratch, overwrite=False)
+        resumed, _ = settle(job, job.images, scratch, overwrite=False)
+    assert measured is not None
+    assert resumed.weights == measured.weights > 0
+    assert resumed.worker_bytes(1) == new.worker_bytes(1)
+
+
+def test_nothing_of_the_mask_before_stays_beside_a_new_one(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray(monkeypatch)
+    out, beside = tmp_path / "m.zarr", tmp_path / "m.probabilities.zarr"
+    infer(scene, model=identity(channels=3), out=out, tile=64, probabilities=True, precision="fp32")
+    assert beside.exists()
+    infer(scene, model=identity(channels=3), out=out, tile=96, precision="fp32", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.zarr"]
+    beside.mkdir()  # somebody else's
+    infer(scene, model=identity(channels=3), out=out, tile=64, precision="fp32", overwrite=True)
+    assert beside.exists()
 
 
 def test_an_unfinished_run_into_another_output_is_not_taken_over(scene: Path, tmp_path: Path) -> None:

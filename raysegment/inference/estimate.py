@@ -43,7 +43,7 @@ def plan(
     job.check()
     job.check_memory()
     made, measured = resolve(job, job.images, job.load())
-    count = worker_count(workers, made, itemsize_of(job), measured)
+    count = worker_count(workers, made, itemsize_of(job))
     region = made.images[0].region
     skipped = sum(_skipped(made, i, image) for i, image in enumerate(job.images))
     reading = sum(read_bytes(made, i, image.view) for i, image in enumerate(job.images))
@@ -65,7 +65,7 @@ def plan(
         transcode=any(is_dear(made, i, image) for i, image in enumerate(job.images)),
         scratch_bytes=sum(map(made.scratch_bytes, indices)),
         output_bytes=sum(map(made.output_bytes, indices)),
-        worker_bytes=made.worker_bytes(itemsize_of(job), measured.activations, measured.weights),
+        worker_bytes=made.worker_bytes(itemsize_of(job)),
         estimated_s=tiles * measured.tile_s / min(count, len(made.blocks)),
         auto={
             "precision": str(measured),

@@ -224,7 +224,7 @@ class Job:
         half a mask that looks whole. (Object storage cannot rename: there they are deleted.)"""
         olds = []
         for image in todo:
-            for path in (image.out, *(side_path(image.out, name) for name in self.sides)):
+            for path in (image.out, *self._sides_of(image.out)):
                 if isinstance(path, Url):
                     remove_store(path)
                     continue
@@ -236,6 +236,11 @@ class Job:
         scratch.save_plan(plan)
         for old in olds:
             shutil.rmtree(old, ignore_errors=True)
+
+    def _sides_of(self, mask: Location) -> list[Location]:
+        """What is to be written beside a mask, and what was written beside the one before it."""
+        sides = [(name, side_path(mask, name)) for name in SIDE_OUTPUTS]
+        return [path for name, path in sides if name in self.sides or is_ours(path)]
 
     def _here(self, plan: Plan) -> Plan:
         """The plan with the sources where they lie now: the same content may have moved since."""

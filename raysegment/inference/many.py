@@ -135,13 +135,13 @@ class _Run:
         settled = Joining(self.job, self.todo, self.scratch, self._fail).settle()
         if settled is None:
             return None
-        plan, places, measured = settled
+        plan, places, _ = settled
         if self_check:
             from raysegment.inference.selfcheck import self_check as check
 
             check(plan)
         itemsize = max(image.view.dtype.itemsize for image in self.todo.values())
-        count = worker_count(workers, plan, itemsize, measured)
+        count = worker_count(workers, plan, itemsize)
         with cluster(count):
             self.told.working(len(self.todo), count)
             return self._flow(plan, places, count, until)

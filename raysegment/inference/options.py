@@ -19,7 +19,6 @@ from raysegment.inference.request import Request
 from raysegment.runtime.connected import fitted, is_foreign
 
 if TYPE_CHECKING:
-    from raysegment.inference.auto import Measured
     from raysegment.inference.blend import Blend
     from raysegment.inference.job import Job
 
@@ -69,13 +68,12 @@ def itemsize_of(job: Job) -> int:
     return max(image.view.dtype.itemsize for image in job.images)
 
 
-def worker_count(asked: int | Auto, made: Plan, itemsize: int, measured: Measured | None) -> int:
+def worker_count(asked: int | Auto, made: Plan, itemsize: int) -> int:
     """Processes: one per GPU, or one per core a worker's threads take, as far as the memory goes."""
     is_cuda = made.device == "cuda"
     if is_cuda and not is_foreign():
         return _on_gpus_here(asked)
-    taken = (measured.activations, measured.weights) if measured is not None else (0, 0)
-    each = made.worker_bytes(itemsize, *taken)
+    each = made.worker_bytes(itemsize)
     count = fitted(
         None if asked == "auto" else asked,
         cpus=0 if is_cuda else made.threads,

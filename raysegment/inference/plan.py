@@ -83,7 +83,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[5] = 5
+    version: Literal[6] = 6
     model: str
     """Digest of weights, network and spec."""
     classes: tuple[Class, ...]
@@ -107,6 +107,10 @@ class Plan(BaseModel):
     threads: int
     frugal: bool = False
     """Whether workers give memory back between the layers of the network: smaller and slower."""
+    activations: int = 0
+    """Bytes that one forward pass of a batch takes at one time, as measured."""
+    weights: int = 0
+    """Bytes of the network's parameters."""
     images: tuple[ImagePlan, ...]
 
     @property
@@ -170,15 +174,14 @@ class Plan(BaseModel):
         )
         return int(self.images[index].region.area * per_pixel)
 
-    def worker_bytes(self, itemsize: int, activations: int, weights: int) -> int:
+    def worker_bytes(self, itemsize: int) -> int:
         """Memory of one worker, not its GPU's: of network, block, tile and class count alone, never of the image.
 
-        `itemsize`: bytes of a stored sample; `activations`: bytes that one forward pass of a batch takes at one time;
-        `weights`: bytes of the network's parameters.
+        `itemsize`: bytes of a stored sample.
         """
-        network = weights if self.device == "cuda" else _WEIGHTS_HELD * weights
+        network = self.weights if self.device == "cuda" else _WEIGHTS_HELD * self.weights
         if self.device == "cpu":
-            network += activations * (1 if self.frugal else _KEPT)
+            network += self.activations * (1 if self.frugal else _KEPT)
         edge = max(map(self.block_edge, range(len(self.images))))
         seen, in_hand = edge + self.overlap + 2 * self.margin, BLOCKS_IN_HAND[self.device]
         pixels = seen**2 * max(image.shape[2] for image in self.images) * itemsize * in_hand * 2

@@ -94,9 +94,11 @@ def measured_plan(job: Job, plan: Plan, todo: Sequence[Image], model: Model) -> 
             "batch_size": measured.batch_size,
             "compiled": measured.compiled,
             "planes": measured.planes,
+            "activations": measured.activations,
+            "weights": measured.weights,
         }
     )
-    return _fitted(plan, todo, measured, job.request.max_memory), measured
+    return _fitted(plan, todo, job.request.max_memory), measured
 
 
 def planned(image: Image, tile: int, overlap: int) -> ImagePlan:
@@ -118,7 +120,7 @@ def planned(image: Image, tile: int, overlap: int) -> ImagePlan:
     )
 
 
-def _fitted(plan: Plan, todo: Sequence[Image], measured: Measured, max_memory: int | None) -> Plan:
+def _fitted(plan: Plan, todo: Sequence[Image], max_memory: int | None) -> Plan:
     """The plan with blocks small enough for `max_memory`, or else with workers that keep nothing between layers.
 
     Raises UsageError naming the least that works.
@@ -130,7 +132,7 @@ def _fitted(plan: Plan, todo: Sequence[Image], measured: Measured, max_memory: i
     cells = [n for n in range(most, least - 1, -1) if n * plan.stride % 2 == 0]
     need = 0
     for smaller in (_made_small(plan, n, frugal) for frugal in (False, True) for n in cells):
-        need = smaller.worker_bytes(itemsize, measured.activations, measured.weights)
+        need = smaller.worker_bytes(itemsize)
         if need <= max_memory:
             return smaller
     raise UsageError(

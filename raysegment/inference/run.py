@@ -159,7 +159,7 @@ def _work(
             from raysegment.inference.selfcheck import self_check as check
 
             check(made)
-        count = worker_count(workers, made, itemsize_of(job), measured)
+        count = worker_count(workers, made, itemsize_of(job))
         _flow(job, made, todo, folder, count, done, measured, check_lock)
 
 
