@@ -49,7 +49,7 @@ class _Alone:
             row = self._worker.write(work.shard, work.window, work.in_image)
         self._done = [(work, row)] if work is not None else []
 
-    def answers(self) -> list[tuple[Work, Row | None]]:
+    def answers(self, until: float | None = None) -> list[tuple[Work, Row | None]]:
         return self._done
 
     def close(self) -> None:

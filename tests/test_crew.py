@@ -21,7 +21,10 @@ from raysegment.geometry import Block, Window
 from raysegment.inference import crew
 from raysegment.inference.agenda import Agenda, BlockWork, ShardWork
 from raysegment.inference.assembly import Shard
+from raysegment.inference.flow import Flow
 from raysegment.inference.plan import Plan
+from raysegment.inference.policy import Policy
+from raysegment.inference.scratch import MAX_ATTEMPTS, Scratch
 
 
 def grid(rows: int, cols: int, images: int = 1) -> list[tuple[int, Block]]:
@@ -236,6 +239,26 @@ def test_a_silent_cluster_is_not_waited_for_for_ever(
 
     monkeypatch.setattr(crew, "NO_PROGRESS_S", 1)
     hired = hire(monkeypatch, plan, _Sleeps, tmp_path)
+    assert hired.answers(until=time.time() + 0.2) == []  # a deadline comes before that
     with pytest.raises(WorkError, match="no worker has answered"):
         work_off(hired, Agenda(grid(1, 2), workers=2))
     hired.close()
+
+
+def test_a_shard_that_kills_ends_the_run_or_its_image(plan: Plan, tmp_path: Path) -> None:
+    failed: list[tuple[int, str, bool]] = []
+
+    def fail(*said: Any) -> None:
+        failed.append(said)
+
+    def killed(policy: Policy) -> None:
+        flow = Flow(plan, {0}, Scratch(tmp_path), lambda *_: None, fail, policy)
+        for _ in range(MAX_ATTEMPTS):
+            flow._put_back(shard(), Agenda([], 1))
+
+    with pytest.raises(WorkError, match="took its worker down 3 times"):
+        killed(Policy())
+    killed(Policy(set_aside=True))
+    [(image, why, may_pass)] = failed
+    assert (image, may_pass) == (0, False)
+    assert "took its worker down 3 times" in why

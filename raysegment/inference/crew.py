@@ -6,7 +6,9 @@ others, on the CPUs, write the shards.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -109,16 +111,21 @@ class Crew:
         member.in_hand.add(reference)
         self._owed[reference] = member, work
 
-    def answers(self) -> list[tuple[Work, Row | None]]:
+    def answers(self, until: float | None = None) -> list[tuple[Work, Row | None]]:
         """Wait until something happens: what was done, each with its worker's answer. None: its worker died with it.
 
-        Empty when a worker came, or nothing is to be waited for.
+        Empty when a worker came, nothing is to be waited for, or it has become `until` (seconds since the epoch).
 
         Raises WorkError when nothing happens for long, or workers cannot start.
         """
         if not self._owed:
             return []
-        ready, _ = ray.wait(list(self._owed), num_returns=1, timeout=NO_PROGRESS_S)
+        left_s = math.inf if until is None else until - time.time()
+        is_ending = 0 < left_s < NO_PROGRESS_S
+        wait_s = left_s if is_ending else NO_PROGRESS_S
+        ready, _ = ray.wait(list(self._owed), num_returns=1, timeout=wait_s)
+        if not ready and is_ending:
+            return []
         if not ready:
             raise WorkError(
                 f"no worker has answered for {NO_PROGRESS_S // 60} minutes: see what the cluster's nodes are busy "

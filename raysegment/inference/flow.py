@@ -147,7 +147,7 @@ class Flow:
         if self.policy.until is not None and time.time() >= self.policy.until:
             agenda.drop_blocks()
         crew.take_from(agenda)
-        for work, row in crew.answers():
+        for work, row in crew.answers(self.policy.until):
             if row is None:
                 self._put_back(work, agenda)
                 continue
@@ -169,9 +169,11 @@ class Flow:
             self._lost[work.shard] += 1
             if self._lost[work.shard] == MAX_ATTEMPTS:
                 source = self.plan.images[work.image].source
-                raise WorkError(
-                    f"writing {work.window} of {source} took its worker down {MAX_ATTEMPTS} times"
-                )
+                error = f"writing {work.window} of {source} took its worker down {MAX_ATTEMPTS} times"
+                if not self.policy.set_aside:
+                    raise WorkError(error)
+                self._set_aside(work.image, {"error": error, "passing": False}, agenda)
+                return
         agenda.put(work)
 
     def _block_is_done(self, work: BlockWork, row: Row, agenda: Agenda) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from raysegment.errors import AnswerError, StorageError, WorkError
+from raysegment.errors import AnswerError, InputError, RaysegmentError, StorageError, WorkError
 from raysegment.geometry import Block, Window
-from raysegment.inference.answer import Row, reported
+from raysegment.inference.answer import OfTheRun, Row, reported
 from raysegment.inference.plan import Plan
 from raysegment.inference.policy import Policy
 from raysegment.inference.scratch import MAX_ATTEMPTS, Scratch
@@ -78,7 +78,12 @@ class InferenceWorker:
             if self.plan.on_error == "fail":
                 raise WorkError(f"block {row},{col} of {self.plan.images[image].source} {reason}")
             return self._save(image, block, time.time(), self._lost(image, block, reason))
-        self._load()
+        try:
+            self._load()
+        except RaysegmentError as e:
+            raise OfTheRun(str(e)) from e
+        except Exception as e:  # the network's own code, the device's memory
+            raise OfTheRun(f"the network cannot be loaded: {type(e).__name__}: {e}") from e
         began_at = time.time()
         try:
             done = self._segmented(image, block)
@@ -122,14 +127,19 @@ class InferenceWorker:
 
     def _load(self) -> Segmenter:
         from raysegment.inference.segmenter import Segmenter
-        from raysegment.model.file import load_model
+        from raysegment.model.file import file_identity, load_model
         from raysegment.model.shipping import unship
 
         with self._opening:
             if self._segmenter is None:
+                if isinstance(self._model, str) and file_identity(self._model) != self.plan.model:
+                    raise InputError(
+                        f"{self._model} is another model than at the start of this run: put that one back to go on, "
+                        "or begin anew with this one"
+                    )
                 model = load_model(self._model) if isinstance(self._model, str) else unship(self._model)
-                self._model = ""  # held once
                 self._segmenter = Segmenter(model, self.plan)
+                self._model = ""  # held once
                 self._batch = self.scratch.batch_limit(self.plan.batch_size)
                 self._segmenter.network.batch = self._batch
             return self._segmenter
