@@ -54,6 +54,18 @@ def disagreement(some: list[Record], others: list[Record]) -> float:
     return sum(int((a != b).sum()) for a, b in pairs) / sum(a.size for a, _ in pairs)
 
 
+def test_what_is_inferred_in_full_precision_leaves_the_caller_his_own(device: str, image: np.ndarray) -> None:
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, True
+    seen = []
+    model = unet()
+    model.module.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    records(model, image, device=device)
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before
+
+
 @pytest.mark.parametrize("tta", ["none", "d4"])
 def test_it_sums_what_a_cpu_sums(device: str, tta: str, image: np.ndarray) -> None:
     here = records(unet(), image, tta=tta)

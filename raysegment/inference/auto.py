@@ -142,9 +142,9 @@ class _Trial:
         )
         rows, cols = grid.block_tiles(self._block)
         self._spots: list[Spot] = [(r - rows[0], c - cols[0]) for r, c in tiles_of(grid, self._block)]
-        self._networks: dict[tuple[Precision, int, bool], Network] = {}
-        self._warm: set[Network] = set()
-        """Those that have answered before."""
+        self._networks: dict[tuple[Precision, bool], Network] = {}
+        self._warm: set[tuple[Network, int]] = set()
+        """Those that have answered before, in batches of what size."""
         self.forward_pixels = 0
         self.activations = 0
         self.planes = plan.planes
@@ -183,7 +183,7 @@ class _Trial:
             return None
 
     def _timed(self, network: Network, batch: int) -> float | None:
-        if network not in self._warm:
+        if (network, batch) not in self._warm:
             self._forward(network, batch)  # the first call pays for memory and kernels
         if network.batch < batch:
             return None
@@ -195,17 +195,18 @@ class _Trial:
         return best / batch
 
     def _network(self, precision: Precision, batch: int, *, compiled: bool = False) -> Network:
-        key = (precision, batch, compiled)
+        key = (precision, compiled)
         if key not in self._networks:
-            trial = {"precision": precision, "batch_size": batch, "compiled": compiled}
+            trial = {"precision": precision, "compiled": compiled}
             self._networks[key] = Network(self._model, self._plan.model_copy(update=trial))
+        self._networks[key].batch = batch
         return self._networks[key]
 
     def _forward(self, network: Network, batch: int) -> torch.Tensor:
         spots = [self._spots[i % len(self._spots)] for i in range(batch)]
         held = network.hold(self._seen)
         held.wait()
-        self._warm.add(network)
+        self._warm.add((network, batch))
         answers = [p for _, p in network.answers(held, spots, f"block {self._block.row},{self._block.col}")]
         if network.device.type == "cuda":
             torch.cuda.synchronize()

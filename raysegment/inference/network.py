@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -62,8 +63,6 @@ class Network:
         torch.set_num_threads(plan.threads)
         self.plan, self.spec = plan, model.spec
         self.device = torch.device(plan.device)
-        if self.device.type == "cuda" and plan.precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False  # which is on by itself, and keeps 10 bits of 23
         module = fold_batchnorm(model.module)
         if self.device.type == "cpu" and plan.precision == "fp32":
             module = fuse_relu(module)
@@ -147,8 +146,10 @@ class Network:
 
     def _forward(self, x: torch.Tensor, where: str) -> torch.Tensor:
         """One view of a batch: probabilities (batch, planes, tile, tile) float32."""
-        with torch.autocast(
-            self.device.type, dtype=_DTYPES[self.plan.precision], enabled=self.plan.precision != "fp32"
+        is_fp32 = self.plan.precision == "fp32"
+        with (
+            full_precision() if is_fp32 else contextlib.nullcontext(),
+            torch.autocast(self.device.type, dtype=_DTYPES[self.plan.precision], enabled=not is_fp32),
         ):
             answer = self.module(x)
         self._check(answer, where)
@@ -173,6 +174,18 @@ class Network:
                 f"({counted(len(plan.classes), 'class')}, "
                 f"margin {plan.margin}) says {(self.batch, len(plan.classes), plan.tile, plan.tile)}"
             )
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Within, a GPU's convolutions of float32 are that: TF32, which is on by itself, keeps 10 bits of 23. After, it is
+    as it was: a training, or the caller, may go on in this process."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def possible_outputs(classes: int, activation: str) -> set[int]:
