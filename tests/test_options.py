@@ -210,7 +210,6 @@ def test_augmentation_multiplies_the_forward_passes() -> None:
         calls = 0
         summed(model, plan, image)
         assert calls == views * plan.tiles
-        assert plan.forward_pixels == calls * TILE**2
 
 
 @pytest.mark.parametrize("tta", ["flip", "d4"])

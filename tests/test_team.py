@@ -17,7 +17,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Say what this machine has, or which nodes a running Ray has."""
 
     def has(*nodes: dict[str, float], connected: bool = False) -> None:
-        monkeypatch.setattr(team, "_is_connected", lambda: connected)
+        monkeypatch.setattr(team, "is_connected", lambda: connected)
         monkeypatch.setattr(team, "_this_machine", lambda: nodes[0])
         monkeypatch.setattr(team, "cluster_nodes", lambda: list(nodes))
 

@@ -153,11 +153,6 @@ class Plan(BaseModel):
         """Tiles of all images, those that may be skipped included."""
         return sum(grid.tiles for grid in self.grids)
 
-    @property
-    def forward_pixels(self) -> int:
-        """Pixels that the network answers for, if no tile is skipped."""
-        return self.tiles * VIEWS[self.tta] * self.tile**2
-
     def scratch_bytes(self, index: int) -> int:
         """Upper bound of an image's scratch records: rims as int32 per plane, the rest uncompressed."""
         total, grid = 0, self.grids[index]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from raysegment.geometry import Size, Window
+    from raysegment.geometry import Size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,9 +27,3 @@ class Stored:
             return None
         grid.flags.writeable = False
         return cls(chunk, grid)
-
-    def any(self, window: Window) -> bool:
-        """Whether a chunk that `window` touches is there. What sticks out of the level counts as nothing."""
-        rows = slice(max(0, window.y) // self.chunk.height, max(0, ceil(window.bottom / self.chunk.height)))
-        columns = slice(max(0, window.x) // self.chunk.width, max(0, ceil(window.right / self.chunk.width)))
-        return bool(self.grid[rows, columns].any())

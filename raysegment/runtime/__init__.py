@@ -11,6 +11,6 @@ security.py     tokens, and what a cluster shows to strangers
 doctor.py       what this machine and a cluster can do, and what would get in the way
 """
 
-from raysegment.runtime.embedded import FRUGAL_ENVIRONMENT, WORKER_ENVIRONMENT, cluster, joined
+from raysegment.runtime.embedded import FRUGAL_ENVIRONMENT, WORKER_ENVIRONMENT, cluster, is_connected, joined
 
-__all__ = ["FRUGAL_ENVIRONMENT", "WORKER_ENVIRONMENT", "cluster", "joined"]
+__all__ = ["FRUGAL_ENVIRONMENT", "WORKER_ENVIRONMENT", "cluster", "is_connected", "joined"]

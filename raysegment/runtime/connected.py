@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import secrets
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from raysegment import console
 from raysegment.console import counted
 from raysegment.errors import UsageError
 from raysegment.runtime.address import Address, reach, undisturbed
-from raysegment.runtime.embedded import OURS, PRIVATE, hushed
+from raysegment.runtime.embedded import OURS, PRIVATE, hushed, is_connected
 from raysegment.runtime.security import find_token, present_token, use_token
 from raysegment.runtime.signals import same_sigterm
 
@@ -35,7 +34,7 @@ def connected(address: Address, *, allow_insecure: bool = False) -> Iterator[Non
     Raises UsageError, in seconds, when that cannot be, and for one on the network that asks for no token, unless
     `allow_insecure`; a submitted job is in a cluster that was looked at when it was submitted.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if is_connected():
         yield
         return
     reach(address)
@@ -108,7 +107,7 @@ def _mapped(address: Address) -> Iterator[None]:
 
 def is_foreign() -> bool:
     """Whether the Ray that is connected is another than one of our own."""
-    return not OURS.is_set() and "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+    return not OURS.is_set() and is_connected()
 
 
 def fitted(asked: int | None, *, cpus: int, gpus: int, memory: int) -> int | None:

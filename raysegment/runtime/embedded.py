@@ -57,7 +57,7 @@ def cluster(
     takes seconds to start, most of which are waiting: `meanwhile` is done beside it, in a thread.
     """
     with joined():
-        if _is_running():
+        if is_connected():
             yield
         else:
             with _embedded(workers, dashboard, meanwhile):
@@ -70,7 +70,7 @@ def joined() -> Iterator[None]:
 
     Before anything is planned: what a cluster's nodes have decides the plan.
     """
-    if _is_running():
+    if is_connected():
         yield
         return
     address = where(None)
@@ -87,7 +87,8 @@ def joined() -> Iterator[None]:
     yield
 
 
-def _is_running() -> bool:
+def is_connected() -> bool:
+    """Whether this process is a driver of a Ray, its own or another."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from raysegment import console
 from raysegment.console import counted
 from raysegment.errors import UsageError
 from raysegment.hardware import available_cores
+from raysegment.runtime import is_connected
 from raysegment.training.settings import Settings
 
 #: What a node has: "CPU", "GPU" and their numbers.
@@ -55,7 +55,7 @@ def assemble(wish: int | str, gpus_per_worker: int | None, settings: Settings) -
             f"--gpus-per-worker {gpus_per_worker}: a worker trains on one device: give 0 or 1, and more --workers"
         )
     asked = _count(wish)
-    is_ours = not _is_connected()
+    is_ours = not is_connected()
     nodes = [_this_machine()] if is_ours else cluster_nodes()
     on_gpu, on_cpu = (Team(1, 1, gpus, threads=1).room(nodes) for gpus in (1, 0))
     uses_gpus = on_gpu >= (asked[0] if asked else 1) if gpus_per_worker is None else gpus_per_worker == 1
@@ -142,10 +142,6 @@ def _check_samples(wish: int | str, most: int, settings: Settings) -> None:
             f"--workers {wish} is more than {batch}{cut} has for all: every worker needs a sample, so give at most "
             f"--workers {parts}, or --batch-size {most * settings.accumulate} or more"
         )
-
-
-def _is_connected() -> bool:
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def _this_machine() -> Node:
