@@ -1,7 +1,8 @@
 """LERC tiles and strips of a TIFF, with the masks beside their values: GDAL keeps NaN and opacity in them.
 
 tifffile leaves the masks out, so that NaN would be 0, lacks opacity that is nowhere else, and takes bands that are
-stored one after the other for pixels.
+stored one after the other for pixels. In a big-endian file libtiff, and so GDAL, codes the numbers with their bytes
+swapped.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ def decoder_of(key: TiffPage) -> Callable[..., Any] | None:
         return None
     width = key.tilewidth if key.is_tiled else key.imagewidth
     samples = 1 if key.planarconfig == _SEPARATE else key.samplesperpixel
-    return partial(_decoded, width=width, samples=samples)
+    return partial(_decoded, width=width, samples=samples, byteorder=key.parent.byteorder)
 
 
 def _decoded(
-    data: bytes, index: int, *, width: int, samples: int, **_: Any
+    data: bytes, index: int, *, width: int, samples: int, byteorder: Any, **_: Any
 ) -> tuple[np.ndarray, int, tuple[int, ...]]:
     """(1, height, width, samples): floats that are masked are NaN; opacity that is not among the values is the mask.
 
@@ -40,6 +41,7 @@ def _decoded(
     import imagecodecs
 
     pixels, mask = imagecodecs.lerc_decode(data, masks=True)
+    pixels = pixels.view(pixels.dtype.newbyteorder(byteorder))
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     elif pixels.shape[1] != width or (mask is not None and mask.ndim == 3):  # band by band
