@@ -428,6 +428,37 @@ def test_nodata_that_no_pixel_can_hold_is_none(tmp_path: Path) -> None:
     assert open_raster(tmp_path / "x.tif").nodata is None
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("int64", 2**63 - 1), ("uint64", 2**64 - 1), ("int64", -(2**63))]
+)
+def test_nodata_that_no_float_holds_is_kept(tmp_path: Path, dtype: str, value: int) -> None:
+    pixels = np.array([[value, value // 2]], dtype)
+    tag = (42113, 2, 0, str(value), True)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, metadata=None, extratags=[tag])
+    raster = open_raster(tmp_path / "x.tif")
+    assert raster.nodata == value
+    valid = raster.valid(whole(raster), raster.read(whole(raster)))
+    assert valid is not None
+    assert valid.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        ("float32", "-3.40282e+038"), ("float32", "-3.402823e+38"), ("float32", "-3.40282346638529011e+38"),
+        ("float64", "-3.40282306073710e+38"), ("float64", "-1.79769313486232e+308"), ("float32", "3.40282e+38"),
+    ],
+)  # fmt: skip
+def test_the_lowest_float_is_nodata_with_any_number_of_digits(tmp_path: Path, dtype: str, text: str) -> None:
+    lowest = float(np.finfo("float64" if "308" in text else "float32").max) * (-1 if text[0] == "-" else 1)
+    pixels = np.array([[lowest, -lowest, lowest / 2, 0, np.inf, -np.inf, np.nan]], dtype)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, metadata=None, extratags=[(42113, 2, 0, text, True)])
+    raster = open_raster(tmp_path / "x.tif")
+    valid = raster.valid(whole(raster), raster.read(whole(raster)))
+    assert valid is not None
+    assert valid.tolist() == [[False, True, True, True, True, True, False]]
+
+
 @pytest.mark.parametrize("point", [False, True], ids=["area", "point"])
 @pytest.mark.parametrize(
     ("crs", "unit"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from raysegment import console
 from raysegment.raster.beside import crs_beside, transform_beside
 from raysegment.raster.crs import of_codes, of_file
+from raysegment.raster.validity import parsed_nodata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,11 +195,10 @@ def _nodata(page: TiffPage) -> float | None:
     text = page.tags.valueof(_GDAL_NODATA)
     if not isinstance(text, str):
         return None
-    try:
-        return float(text.strip().rstrip("\0"))
-    except ValueError:
+    value = parsed_nodata(text.rstrip("\0"))
+    if value is None and text.strip():
         console.detail(f"GDAL_NODATA {text!r} is not a number: ignored")
-        return None
+    return value
 
 
 def _microscope_pixel_size(tif: TiffFile, page: TiffPage) -> PixelSize | None:

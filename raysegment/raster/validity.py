@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from raysegment.raster.protocol import Raster
+
+#: Beyond this no pixel is a measurement: float32 ends at 3.4e38.
+_HUGE = 1e38
+#: Above this share of a huge nodata, a pixel is nodata too.
+_AS_HUGE = 0.999
+#: Every whole number up to this one is a float.
+_EXACT = 2**53
+
+
+def parsed_nodata(text: str) -> float | None:
+    """A value of nodata as tools write it, or None; whole numbers beyond 2⁵³, which a float would round, as int.
+
+    The lowest double, written with 15 digits, lies beyond all doubles: it is taken for the lowest.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if math.isinf(value) and "inf" not in text.lower():
+        return math.copysign(sys.float_info.max, value)
+    with contextlib.suppress(ValueError):
+        return int(text) if abs(value) >= _EXACT else value
+    return value
 
 
 def representable(nodata: float | None, dtype: np.dtype) -> float | None:
@@ -71,6 +96,10 @@ def _has_data(channel: np.ndarray, nodata: float | None) -> np.ndarray:
     has = channel == channel  # False at NaN alone
     if nodata is not None and not math.isnan(nodata):
         has &= channel != channel.dtype.type(nodata)
+        if _HUGE < abs(nodata) < math.inf:
+            # The lowest float, in a header with 6 to 15 of its digits: what is as low as that is meant.
+            low = channel if nodata < 0 else -channel
+            has &= (low > -_AS_HUGE * abs(nodata)) | np.isinf(low)
         if channel.dtype == np.float64 and abs(nodata) < float(np.finfo(np.float32).max):
             # Overviews of float64 images are often computed in float32, and their nodata rounded with them.
             has &= channel != np.float64(np.float32(nodata))
