@@ -125,6 +125,77 @@ def test_what_the_file_says_itself_wins(tmp_path: Path) -> None:
         (tmp_path / "a.prj").unlink()
 
 
+def geotiff(path: Path, **profile: Any) -> Path:
+    """Bands that count through 0 to 9, by GDAL."""
+    pixels = np.arange(2 * HEIGHT * WIDTH).reshape(2, HEIGHT, WIDTH) % 10
+    with rasterio.open(
+        path, "w", driver="GTiff", height=HEIGHT, width=WIDTH, count=2, dtype="int16", transform=TRANSFORM,
+        crs="EPSG:32632", **profile,
+    ) as dataset:  # fmt: skip
+        dataset.write(pixels.astype(np.int16))
+    return path
+
+
+def aux(path: Path, text: str) -> None:
+    path.with_name(f"{path.name}.aux.xml").write_text(f"<PAMDataset>{text}</PAMDataset>")
+
+
+def nodata_of_bands(*values: object) -> str:
+    return "".join(
+        f'<PAMRasterBand band="{i}"><NoDataValue>{v}</NoDataValue></PAMRasterBand>'
+        for i, v in enumerate(values, 1)
+    )
+
+
+def test_nodata_is_read_from_an_aux_file(tmp_path: Path) -> None:
+    path = geotiff(tmp_path / "a.tif")
+    own = open_raster(path)
+    aux(path, nodata_of_bands("3.00000000000000E+00", 3))
+    raster = open_raster(path)
+    with rasterio.open(path) as dataset:
+        assert (own.nodata, raster.nodata, dataset.nodata) == (None, 3, 3)
+        np.testing.assert_array_equal(known(path), dataset.dataset_mask() != 0)
+    assert (raster.crs, raster.transform) == (own.crs, own.transform)
+    assert raster.identity() != own.identity()
+    aux(path, nodata_of_bands(4, 4))
+    assert open_raster(path).identity() not in (own.identity(), raster.identity())
+    assert pickle.loads(pickle.dumps(raster)).nodata == 4
+
+
+def test_a_files_own_nodata_wins(tmp_path: Path) -> None:
+    path = geotiff(tmp_path / "a.tif", nodata=5)
+    identity = open_raster(path).identity()
+    aux(path, nodata_of_bands(3, 3) + "<GeoTransform>1,2,0,3,0,-2</GeoTransform>")
+    raster = open_raster(path)
+    assert (raster.nodata, raster.identity()) == (5, identity)
+    assert raster.transform == tuple(TRANSFORM)[:6]
+
+
+def test_nodata_beside_a_picture_and_a_tiff_without_place(tmp_path: Path) -> None:
+    for path in (picture(tmp_path / "a.jpg"), picture(tmp_path / "a.tif")):
+        before = open_raster(path)
+        aux(path, nodata_of_bands(1))
+        raster = open_raster(path)
+        assert (raster.nodata, raster.transform) == (1, None)
+        assert not known(path).any()
+        assert raster.identity() != before.identity()
+
+
+def test_nodata_that_differs_from_band_to_band_is_said_and_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(console, "warn", told.append)
+    path = geotiff(tmp_path / "a.tif")
+    aux(path, nodata_of_bands("nan", "nan"))
+    assert open_raster(path).nodata is None  # as no integer is
+    assert told == []
+    aux(path, nodata_of_bands(3, 4))
+    assert open_raster(path).nodata is None
+    assert len(told) == 1
+    assert "a.tif.aux.xml gives the bands different values of nodata, 3, 4: ignored" in told[0]
+
+
 @pytest.mark.parametrize(
     "text", ["", "1\n0\n0\n-1\n5", "1\n0\n0\n-1\n5\nnorth\n", "0\n0\n0\n0\n5\n5\n", "1\n0\n0\ninf\n5\n5\n"]
 )

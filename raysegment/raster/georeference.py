@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysegment import console
-from raysegment.raster.beside import crs_beside, transform_beside
+from raysegment.raster.beside import aux_beside, beside_identity, prj_beside, world_file_beside
 from raysegment.raster.crs import of_codes, of_file
 from raysegment.raster.validity import parsed_nodata
 
@@ -63,22 +63,28 @@ class Georeference:
     nodata: float | None
     is_geotiff: bool = False
     """Whether the file itself says its transform."""
-    by_others: bool = False
-    """Whether files beside it say some of it."""
+    beside: str | None = None
+    """A digest of it where files beside the image say some of it."""
 
 
 def georeference_of(tif: TiffFile, page: TiffPage, path: str) -> Georeference:
     """Read the tags of the full-resolution `page`; what they say wins over what lies beside the file."""
-    keys = _geo_keys(page)
+    keys, aux = _geo_keys(page), aux_beside(path)
+    own_nodata = _nodata(page)
+    nodata = own_nodata if own_nodata is not None else aux.nodata
+    told = aux.nodata if own_nodata is None else None
     internal = _transform(page, keys)
-    transform = internal if internal is not None else transform_beside(path)
+    transform = internal or aux.transform or world_file_beside(path)
     if transform is None:  # a CRS without a transform (ground control points) places nothing
-        return Georeference(None, None, _microscope_pixel_size(tif, page), _nodata(page))
+        return Georeference(
+            None, None, _microscope_pixel_size(tif, page), nodata, beside=beside_identity(None, None, told)
+        )
     own = _crs(keys, path)
-    crs = own if own is not None else crs_beside(path)
+    crs = own or aux.crs() or prj_beside(path)
     size = pixel_size_of(transform, crs, unit_metres=_unit_metres(keys), geographic=_is_geographic(keys))
     by_others = internal is None or (own is None and crs is not None)
-    return Georeference(crs, transform, size, _nodata(page), internal is not None, by_others)
+    beside = beside_identity(crs, transform, told) if by_others else beside_identity(None, None, told)
+    return Georeference(crs, transform, size, nodata, internal is not None, beside)
 
 
 def pixel_size_of(

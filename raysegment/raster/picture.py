@@ -12,7 +12,7 @@ import numpy as np
 
 from raysegment.errors import InputError, ReadError, StorageError, UsageError
 from raysegment.geometry import Size, Window
-from raysegment.raster.beside import crs_beside, place_identity, transform_beside
+from raysegment.raster.beside import Aux, aux_beside, beside_identity, prj_beside, world_file_beside
 from raysegment.raster.georeference import pixel_size_of
 from raysegment.raster.identity import part_identity, path_identity
 from raysegment.raster.validity import representable, valid_pixels
@@ -114,18 +114,25 @@ class PictureRaster:
         self.alpha = _ALPHA.get(mode)
         self.palette = _palette(image)
         self.orientation = _orientation(image)
-        self._place()
         self._transparent = _transparent(image)
         if len(self._transparent) == 1 and len({*self._transparent[0]}) == 1:  # as valid_pixels tells it
             self.nodata = representable(float(self._transparent[0][0]), self.dtype)
             self._transparent = ()
+        self._place()
 
     def _place(self) -> None:
-        """Where it lies, which only files beside it say."""
-        self.transform = transform_beside(self.path) if self.part is None else None
+        """Where it lies and, unless it says itself what is transparent, its nodata: by files beside it."""
+        aux = aux_beside(self.path) if self.part is None else Aux()
+        self.transform = aux.transform or (world_file_beside(self.path) if self.part is None else None)
         if self.transform is not None:
-            self.crs = crs_beside(self.path)
+            self.crs = aux.crs() or prj_beside(self.path)
             self.pixel_size = pixel_size_of(self.transform, self.crs)
+        told = representable(aux.nodata, self.dtype)
+        if told is not None and self.nodata is None and not self._transparent:
+            self.nodata = told
+        else:
+            told = None
+        self._beside = beside_identity(self.crs, self.transform, told)
 
     def read(self, window: Window, level: int = 0) -> np.ndarray:
         """Pixels as stored (height, width, channels). Raises ReadError."""
@@ -192,7 +199,7 @@ class PictureRaster:
         if self.part is not None:
             return part_identity(self.path, *self.part)
         own = path_identity(self.path)
-        return own if self.transform is None else f"{own}-{place_identity(self.crs, self.transform)}"
+        return own if self._beside is None else f"{own}-{self._beside}"
 
     def close(self) -> None:
         """Let go of the decoded pixels."""

@@ -13,7 +13,7 @@ import numpy as np
 from raysegment import console
 from raysegment.errors import InputError, RaysegmentError
 from raysegment.geometry import Size, Window
-from raysegment.raster.beside import mask_beside, place_identity
+from raysegment.raster.beside import mask_beside
 from raysegment.raster.georeference import Georeference, georeference_of
 from raysegment.raster.identity import path_identity
 from raysegment.raster.page import Page
@@ -153,7 +153,7 @@ class TiffRaster:
         self.pixel_size = place.pixel_size
         self.crs = place.crs
         self.transform = place.transform
-        self._is_placed_by_others = place.by_others
+        self._beside = place.beside
         self.nodata = representable(place.nodata, self.dtype)
         self._absent = self.nodata if self.nodata is not None else 0
         self.alpha = _alpha(first) if len(main.pages) == 1 else None
@@ -202,8 +202,8 @@ class TiffRaster:
         """Digest of the content of its file or files, and of what is told beside them; see identity.py, beside.py."""
         others = sorted(path for path in self._files if path != self.path)
         parts = [path_identity(path) for path in [self.path, *others]]
-        if self._is_placed_by_others:
-            parts.append(place_identity(self.crs, self.transform))
+        if self._beside is not None:
+            parts.append(self._beside)
         return "-".join(parts)
 
     def close(self) -> None:
