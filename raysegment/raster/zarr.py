@@ -9,6 +9,7 @@ import numpy as np
 from raysegment.errors import InputError, RaysegmentError, ReadError, StorageError
 from raysegment.geometry import Size, Window
 from raysegment.raster.axes import guess_names, resolve, short_name
+from raysegment.raster.beside import beside_identity
 from raysegment.raster.georeference import pixel_size_of
 from raysegment.raster.identity import content_identity, path_identity
 from raysegment.raster.segment_cache import DECODED
@@ -25,6 +26,7 @@ from raysegment.raster.zarr_metadata import (
     ome_pixel_size,
     spatial_transform,
 )
+from raysegment.raster.zarr_place import parent_group, place_by_cf
 from raysegment.storage import Location, Url, location
 from raysegment.storage.objects import asked, zarr_store
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     import zarr
 
-    from raysegment.raster.protocol import PixelSize, Raster
+    from raysegment.raster.protocol import PixelSize, Raster, Transform
     from raysegment.raster.segment_cache import Key
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
@@ -54,8 +56,11 @@ class ZarrRaster:
     palette: tuple[tuple[int, int, int], ...] | None = None
     alpha: int | None = None
     pixel_size: PixelSize | None = None
+    crs: str | None = None
+    transform: Transform | None = None
     offset: tuple[float, float] = (0.0, 0.0)
     other_images: tuple[tuple[str, Size], ...] = ()
+    _beside: str | None = None
     axes_are_named = True
     """Whether the source says what its axes are; else it was told by their lengths, and by `select`."""
 
@@ -81,19 +86,27 @@ class ZarrRaster:
         except Exception as e:  # damaged metadata makes zarr raise nearly anything
             raise InputError(f"{path} is not a readable Zarr: {type(e).__name__}: {e}") from e
 
-    def _open_array(self, array: zarr.Array) -> None:
+    def _open_array(self, array: zarr.Array, group: zarr.Group | None = None) -> None:
+        """`group`: what was opened, where it is not the array itself."""
         names = dimension_names(array) or names_by_parent(self._place)
         self.axes_are_named = names is not None
         names = names or guess_names(array.shape, self.path, self.select)
         self.format = f"Zarr v{array.metadata.zarr_format}"
         self._describe([array], [names], dict(array.attrs), {})
+        around = group if group is not None else parent_group(self._place) if self.axes_are_named else None
+        if self.transform is None and around is not None:
+            crs, self.transform = place_by_cf(array, names, self._axes[0], around, self.path)
+            self.crs = self.crs or crs
+            if self.transform is not None:
+                self.pixel_size = pixel_size_of(self.transform, self.crs)
+            self._beside = beside_identity(crs, self.transform, None) if group is None else None
 
     def _open_group(self, group: zarr.Group) -> None:
         import zarr
 
         attributes: dict[str, Any] = dict(group.attrs)
         ome = attributes.get("ome", attributes)
-        if "multiscales" in ome:
+        if isinstance(ome.get("multiscales"), list):  # GeoZarr's is no list
             self._open_multiscales(group, ome, attributes)
             return
         if ome.get("bioformats2raw.layout") is not None:
@@ -101,7 +114,8 @@ class ZarrRaster:
         elif "labels" in ome:
             children = sorted(name for name, _ in group.groups())
         else:
-            children = sorted(name for name, _ in group.arrays()) or sorted(
+            # What has one axis or none are coordinates and grid mappings of CF.
+            children = sorted(name for name, array in group.arrays() if array.ndim >= 2) or sorted(
                 name for name, _ in group.groups()
             )
         if len(children) != 1:
@@ -111,7 +125,7 @@ class ZarrRaster:
             )
         child = group[children[0]]
         if isinstance(child, zarr.Array):
-            self._open_array(child)
+            self._open_array(child, group)
         else:
             self._open_group(child)
 
@@ -161,7 +175,7 @@ class ZarrRaster:
         self.chunk = self.chunks[0]
         self.crs = attributes.get("proj:code") or attributes.get("proj:wkt2")
         self.transform = spatial_transform(attributes)
-        self.nodata = representable(nodata(attributes), self.dtype)
+        self.nodata = representable(nodata(attributes, first.metadata), self.dtype)
         if self.transform is not None:
             known = {"meter": (1.0, False), "degree": (None, True)}  # nobody else need be asked then
             metres, geographic = known.get(units.get("y") or "", (None, None))
@@ -242,7 +256,8 @@ class ZarrRaster:
         A web server does not list them: there it is of the metadata alone.
         """
         if not isinstance(self._place, Url) or self._place.is_writable:
-            return path_identity(self.path)
+            own = path_identity(self.path)
+            return own if self._beside is None else f"{own}-{self._beside}"
         folders = [self._place, *(self._folder(array) for array in self._arrays)]
         files = [folder / name for folder in folders for name in (*_METADATA, ".zattrs")]
         return content_identity(file.read_bytes() for file in files if file.is_file())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import re
+import struct
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from raysegment.raster.axes import Axes, guess_names, short_name
 from raysegment.raster.georeference import micrometres
+from raysegment.raster.validity import parsed_nodata
 from raysegment.storage import location
 from raysegment.storage.objects import zarr_store
 
@@ -126,13 +130,30 @@ def spatial_transform(attributes: Mapping[str, Any]) -> Transform | None:
     return (a, b, c, d, e, f)
 
 
-def nodata(attributes: Mapping[str, Any]) -> float | None:
-    """By CF's and GDAL's attribute names; Zarr's fill value says what is not stored, not what is unknown."""
+def nodata(attributes: Mapping[str, Any], metadata: Any = None) -> float | None:
+    """By CF's and GDAL's attribute names. Zarr's fill value says what is not stored, not what is unknown, but in v2 of
+    xarray and GDAL, whose axes have names: they keep ``_FillValue`` there.
+
+    `metadata`: zarr's, of the array. A fill value of 0, which is there too when nobody chose one, counts only beside a
+    `grid_mapping`.
+    """
     own = attributes.get("raysegment")  # a mask of ours
     values = [attributes.get(name) for name in ("_FillValue", "nodata", "missing_value")]
+    if getattr(metadata, "zarr_format", 3) == 2 and "_ARRAY_DIMENSIONS" in attributes:
+        fill = metadata.fill_value
+        is_chosen = fill is not None and (bool(fill) or "grid_mapping" in attributes)
+        values.append(np.asarray(fill).item() if is_chosen else None)
     for value in [*values, own.get("nodata") if isinstance(own, dict) else None]:
-        if isinstance(value, (int, float)):
-            return float(value)
-        if value in ("NaN", "nan"):
-            return float("nan")
+        if isinstance(value, str):
+            value = _encoded(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return value
     return None
+
+
+def _encoded(value: str) -> float | None:
+    """A number as text, or as xarray writes a float to v3: the bytes of a little-endian double, in base 64."""
+    number = parsed_nodata(value)
+    if number is None and re.fullmatch(r"[A-Za-z0-9+/]{11}=", value):
+        (number,) = struct.unpack("<d", base64.standard_b64decode(value))
+    return number
