@@ -48,6 +48,12 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
         open_raster(tmp_path / "x.tif")
 
 
+def test_other_formats_of_gdal_are_told_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "T32UMV_B04.jp2").write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n")
+    with pytest.raises(InputError, match=r"B04\.jp2 is no image .* gdal_translate .* OUT\.tif makes one$"):
+        open_raster(tmp_path / "T32UMV_B04.jp2")
+
+
 def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         open_raster(tmp_path / "none.tif")

@@ -82,7 +82,9 @@ class PictureRaster:
                 return PIL.Image.open(encoded or self.path, formats=_FORMATS)
         except PIL.UnidentifiedImageError as e:
             raise InputError(
-                f"{self.path} is no image that can be read (content decides): give TIFF, Zarr, PNG or JPEG"
+                f"{self.path} is no image that can be read (content decides): give TIFF, Zarr, PNG or JPEG; "
+                "of what GDAL reads (JPEG 2000, VRT, HDF, NetCDF …) "
+                "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IN OUT.tif makes one"
             ) from e
         except PIL.Image.DecompressionBombError as e:
             raise InputError(_too_large(self.path, str(e))) from e
