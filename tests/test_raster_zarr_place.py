@@ -13,6 +13,7 @@ import rasterio
 import rasterio.shutil
 import zarr
 
+from raysegment.errors import InputError
 from raysegment.geometry import Window
 from raysegment.raster import open_raster
 
@@ -98,6 +99,36 @@ def test_the_place_of_an_array_counts_in_its_identity(tmp_path: Path) -> None:
     here, there = (scene(tmp_path / name, 3, x=X + shift) for name, shift in (("a", 0), ("b", 10)))
     for path in ("", "reflectance"):
         assert open_raster(here / path).identity() != open_raster(there / path).identity()
+
+
+def test_geozarrs_place_of_a_group_holds_for_its_arrays(tmp_path: Path) -> None:
+    place = {"proj:code": "EPSG:32632", "spatial:transform": list(TRANSFORM)}
+    pyramid = {"layout": [{"asset": "r10m"}, {"asset": "r20m", "derived_from": "r10m"}]}
+    root = zarr.create_group(tmp_path / "a.zarr", attributes={"multiscales": pyramid})
+    for name in ("r10m", "r20m"):
+        add(root.create_group(name, attributes=place), "b02", np.zeros((HEIGHT, WIDTH), "u2"), ("y", "x"))
+    for path in (tmp_path / "a.zarr" / "r10m", tmp_path / "a.zarr" / "r10m" / "b02"):
+        raster = open_raster(path)
+        assert (raster.crs, raster.transform, raster.pixel_size) == (
+            "EPSG:32632",
+            TRANSFORM,
+            (20.0, 10.0, "m"),
+        )
+    with pytest.raises(InputError, match="holds r10m, r20m: give the path of one image"):
+        open_raster(tmp_path / "a.zarr")
+
+
+def test_the_place_of_an_ome_zarr_is_not_that_of_a_level(tmp_path: Path) -> None:
+    around = {"ome": {"multiscales": []}, "spatial:transform": list(TRANSFORM)}
+    add(zarr.create_group(tmp_path / "a.zarr", attributes=around), "1", np.zeros((3, 4)), ("y", "x"))
+    assert open_raster(tmp_path / "a.zarr" / "1").transform is None
+
+
+def test_an_array_in_a_damaged_group_is_read(tmp_path: Path) -> None:
+    path = scene(tmp_path / "a.zarr", 3) / "reflectance"
+    for damage in ("{", "[]", '{"zarr_format": 3, "node_type": "x"}'):
+        (tmp_path / "a.zarr" / "zarr.json").write_text(damage)
+        assert open_raster(path).transform is None
 
 
 def test_a_store_of_gdal_knows_its_place_and_nodata(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from raysegment.raster.zarr_metadata import (
     ome_pixel_size,
     spatial_transform,
 )
-from raysegment.raster.zarr_place import parent_group, place_by_cf
+from raysegment.raster.zarr_place import parent_group, place_by_group
 from raysegment.storage import Location, Url, location
 from raysegment.storage.objects import asked, zarr_store
 
@@ -95,7 +95,7 @@ class ZarrRaster:
         self._describe([array], [names], dict(array.attrs), {})
         around = group if group is not None else parent_group(self._place) if self.axes_are_named else None
         if self.transform is None and around is not None:
-            crs, self.transform = place_by_cf(array, names, self._axes[0], around, self.path)
+            crs, self.transform = place_by_group(array, names, self._axes[0], around, self.path)
             self.crs = self.crs or crs
             if self.transform is not None:
                 self.pixel_size = pixel_size_of(self.transform, self.crs)

@@ -1,9 +1,11 @@
-"""Where a Zarr array lies by CF, as xarray and rioxarray write it, and by GDAL: what the arrays beside it say.
+"""Where a Zarr array lies by the group around it: by CF, as xarray and rioxarray write it, by GDAL, and by GeoZarr.
 
 The transform is that of its coordinates: arrays of one axis, with the axis's name, of the centres of its pixels. Where
 there are none it is the grid mapping's ``GeoTransform``; the coordinates come first, since a slice in xarray takes them
 along and leaves ``GeoTransform`` as it was. The coordinate system is in GDAL's attribute ``_CRS``, or in the attributes
 of the array that ``grid_mapping`` names, ``spatial_ref`` unless it is said (CF 1.11, 5.6; rioxarray).
+
+GeoZarr's attributes ``proj:`` and ``spatial:`` of a group hold for the arrays in it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 from raysegment.errors import StorageError
 from raysegment.raster.crs import of_text
 from raysegment.raster.georeference import micrometres
+from raysegment.raster.zarr_metadata import spatial_transform
 from raysegment.storage.objects import zarr_store
 
 if TYPE_CHECKING:
@@ -41,19 +44,25 @@ def parent_group(place: Location) -> zarr.Group | None:
     """The group that an array lies in; None where it lies in none, or where nobody may look."""
     import zarr
 
-    with contextlib.suppress(StorageError):
+    # Of damaged metadata zarr makes nearly any of these, and the array is none the worse for it.
+    with contextlib.suppress(StorageError, OSError, ValueError, KeyError, TypeError):
         if any((place.parent / name).is_file() for name in ("zarr.json", ".zgroup")):
             return zarr.open_group(zarr_store(place.parent, read_only=True), mode="r")
     return None
 
 
-def place_by_cf(
+def place_by_group(
     array: zarr.Array, names: Sequence[str], axes: Axes, group: zarr.Group, path: str
 ) -> tuple[str | None, Transform | None]:
     """CRS and transform of pixel corners of an array in `group` whose axes have `names`; without the latter, neither.
 
     A coordinate system that cannot be read is said.
     """
+    around: dict[str, Any] = dict(group.attrs)
+    # An OME-Zarr's are those of its first level.
+    is_ome = "ome" in around or isinstance(around.get("multiscales"), list)
+    if "spatial:transform" in around and not is_ome:
+        return around.get("proj:code") or around.get("proj:wkt2"), spatial_transform(around)
     attributes: dict[str, Any] = dict(array.attrs)
     mapping = _mapping(group, attributes)
     told = _geo_transform(mapping)
