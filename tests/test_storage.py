@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 from raysegment.errors import LockedError, UsageError, WorkError
 from raysegment.storage import Location, Url, is_url, location
 from raysegment.storage.byte_file import ByteFile
+from raysegment.storage.file_lock import locked
 from raysegment.storage.lease import _kernel, hold
 from raysegment.storage.objects import check_writable, entries, fetched, glob, put, put_new, remove
 
@@ -210,6 +212,44 @@ def test_a_lock_that_was_lost_is_noticed(folder: Location) -> None:
         with pytest.raises(WorkError, match="lost to process 1 on elsewhere"):
             lease.check()
     assert (folder / "lock").exists()
+
+
+def test_a_locked_file_keeps_others_out_and_says_who_has_it(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / "lock"
+
+    def waits() -> None:
+        with locked(lock, wait=True):
+            assert lock.exists()
+
+    with ThreadPoolExecutor(1) as other:
+        with locked(lock):
+            with (
+                pytest.raises(LockedError, match=f"run/lock is held by process {os.getpid()} on "),
+                locked(lock),
+            ):
+                pass
+            waiting = other.submit(waits)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.05)
+            lock.unlink()  # as who is done does, with its folder
+            lock.parent.rmdir()
+        waiting.result(10)
+
+
+def test_a_lock_file_without_a_name_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened by one while its holder, done, deletes it; a third makes a new one."""
+    lock = tmp_path / "run" / "lock"
+    flock, deleted = fcntl.flock, []
+
+    def late(file: Any, how: int) -> None:
+        if not deleted:
+            deleted.append(lock.unlink())
+            lock.parent.rmdir()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(lock), pytest.raises(LockedError, match="is held by"), locked(lock):
+        pass
 
 
 def test_a_path_is_no_url() -> None:

@@ -6,21 +6,20 @@ A record appears whole or not at all (temp file, fsync, rename; one PUT). Whoeve
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import imagecodecs
 import numpy as np
 
-from raysegment.errors import LockedError, OutputExistsError, UsageError
+from raysegment.errors import OutputExistsError, UsageError
 from raysegment.geometry import Block
 from raysegment.inference.plan import Plan
 from raysegment.inference.record import Record, RecordFile
 from raysegment.storage import Location, Url
+from raysegment.storage.file_lock import locked
 from raysegment.storage.lease import hold
 from raysegment.storage.objects import check_writable, entries, put, remove
 
@@ -164,19 +163,7 @@ class Scratch:
             with hold(self.path / "lock") as lease:
                 yield lease.check
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "a+") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                f.seek(0)
-                holder = f.read().strip() or "another process"
-                raise LockedError(
-                    f"{self.path} is held by {holder}: wait for it, or name another output"
-                ) from e
-            f.truncate(0)
-            f.write(f"process {os.getpid()} on {socket.gethostname()}")
-            f.flush()
+        with locked(self.path / "lock"):
             try:
                 yield lambda: None
             finally:

@@ -8,7 +8,6 @@ cannot be told from the pixels, a second array holds it. What reads the store is
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -33,6 +32,7 @@ from raysegment.raster.picture import PictureRaster
 from raysegment.raster.tiff import TiffRaster
 from raysegment.raster.validity import valid_pixels
 from raysegment.storage import Location, Url
+from raysegment.storage.file_lock import locked
 from raysegment.storage.objects import remove, zarr_store
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def transcode(
         return _made_at_url(raster, store, about, level, progress)
     if store.exists():
         return store
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / f"{name}.lock"):
+    with locked(folder / f"{name}.lock", wait=True):
         if not store.exists():
             _make(raster, store, about, level, progress)
     return store
@@ -227,14 +226,6 @@ class _Copy:
         if shard.valid is not None and not shard.valid.all():
             self.has_validity = True
             self._valid[shard.window.slices()] = shard.valid
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock file for this process, waiting for it; freed by the system when the process dies."""
-    with open(lock, "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
 
 
 def _sync(folder: Path) -> None:

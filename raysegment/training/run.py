@@ -13,7 +13,6 @@ RUN/checkpoints/        with --keep: the same of the ends of the last epochs, st
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -22,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysegment.errors import InputError, LockedError, OutputExistsError, StorageError, WorkError
-from raysegment.storage import Location, Url
+from raysegment.errors import InputError, OutputExistsError, StorageError, WorkError
+from raysegment.storage import Location, Url, file_lock
 from raysegment.storage.lease import hold
 from raysegment.storage.objects import put, remove, temp_beside
 
@@ -142,20 +141,11 @@ class RunFolder:
             return
         lock = self.root / "last" / "lock"
         made = [folder for folder in lock.parents if not folder.exists()]
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            handle = lock.open("w")
-        except OSError as e:
-            raise InputError(f"cannot write to --out {self.root}: {e.strerror}") from e
-        with handle:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise LockedError(
-                    f"another training is writing to {self.root}: wait for it or name another --out"
-                ) from e
-            if not lock.exists() or not os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
-                raise LockedError(f"another training has just left {self.root}: try again")
+                held.enter_context(file_lock.locked(lock))
+            except OSError as e:
+                raise InputError(f"cannot write to --out {self.root}: {e.strerror}") from e
             try:
                 yield lambda: None
             finally:
