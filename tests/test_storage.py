@@ -252,6 +252,36 @@ def test_a_lock_file_without_a_name_is_no_lock(tmp_path: Path, monkeypatch: pyte
         pass
 
 
+def test_who_was_asleep_looks_whose_the_lock_is(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a machine that was paused does, before the thread that renews has had its turn."""
+    with hold(folder / "lock") as lease, monkeypatch.context() as awake:
+        now = time.time
+        awake.setattr("raysegment.storage.lease.time.time", lambda: now() + 90)
+        assert not lease.is_lost  # nobody took it
+        put(folder / "lock", holder(1, 60, "elsewhere"))
+        lease.check()  # it was renewed
+        awake.setattr("raysegment.storage.lease.time.time", lambda: now() + 180)
+        assert lease.is_lost
+        with pytest.raises(WorkError, match="lost to process 1 on elsewhere"):
+            lease.check()
+
+
+def test_a_lock_that_ran_out_and_cannot_be_renewed_is_none(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with hold(folder / "lock") as lease, monkeypatch.context() as awake:
+        now = time.time
+        awake.setattr("raysegment.storage.lease.put", refused)
+        awake.setattr("raysegment.storage.lease.time.time", lambda: now() + 30)
+        lease.check()
+        awake.setattr("raysegment.storage.lease.time.time", lambda: now() + 90)
+        with pytest.raises(WorkError, match="lock ran out and cannot be renewed"):
+            lease.check()
+
+
 def test_a_path_is_no_url() -> None:
     assert not is_url("/a/b://c")
     assert not is_url("file:///a.tif")

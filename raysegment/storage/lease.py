@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,27 +71,34 @@ class Lease:
         self.place, self._lasts_s, self._token = place, lasts_s, secrets.token_hex(8)
         self._over = threading.Event()
         self._lost_to: str | None = None
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._expires_at = 0.0
+        """What the file says, if it is still ours. By the clock that goes on while the machine sleeps."""
+        self._renewing = threading.Lock()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     @property
     def is_lost(self) -> bool:
-        return self._lost_to is not None
+        """Whether another run took it; or may have, for it ran out and cannot be renewed."""
+        if time.time() > self._expires_at:  # who was asleep that long asks before the thread that renews does
+            self._renew()
+        return self._lost_to is not None or time.time() > self._expires_at
 
     def check(self) -> None:
-        """Raise WorkError when another run took it, because it could not be renewed in time."""
-        if self._lost_to is not None:
-            raise WorkError(
-                f"{self.place} was lost to {self._lost_to}: repeat the call when that run is over"
-            )
+        """Raise WorkError when another run took it, or may have, because it could not be renewed in time."""
+        if not self.is_lost:
+            return
+        if self._lost_to is None:
+            raise WorkError(f"{self.place} ran out and cannot be renewed: repeat the call")
+        raise WorkError(f"{self.place} was lost to {self._lost_to}: repeat the call when that run is over")
 
     def take(self) -> None:
         """Raise LockedError naming the holder, StorageError."""
-        while not put_new(self.place, self._content()):
+        while not self._written(put_new):
             holder = _holder(self.place)
             if holder is not None and not holder.is_dead:
                 _wait_for(self.place, holder)
             remove(self.place)
-            if put_new(self.place, self._content()):
+            if self._written(put_new):
                 time.sleep(_SETTLES_S)
                 if (now := _holder(self.place)) is None or now.token == self._token:
                     break
@@ -105,19 +112,27 @@ class Lease:
             if holder is not None and holder.token == self._token:
                 remove(self.place)
 
-    def _content(self) -> bytes:
+    def _written(self, write: Callable[[Location, bytes], bool | None]) -> bool | None:
+        """What `write` says, given the file that says how long it is ours from now on."""
         expires_at = time.time() + self._lasts_s
         holder = Holder(socket.gethostname(), os.getpid(), self._token, expires_at, _kernel())
-        return json.dumps(asdict(holder)).encode()
+        said = write(self.place, json.dumps(asdict(holder)).encode())
+        self._expires_at = expires_at
+        return said
+
+    def _keep(self) -> None:
+        while not self._over.wait(self._lasts_s / 3) and self._lost_to is None:
+            self._renew()
 
     def _renew(self) -> None:
-        while not self._over.wait(self._lasts_s / 3):
+        """Say for how long it is ours from now on, or find out who took it."""
+        with self._renewing:
             try:
                 holder = _holder(self.place)
                 if holder is not None and holder.token != self._token:
                     self._lost_to = str(holder)
-                    return
-                put(self.place, self._content())
+                elif self._lost_to is None:
+                    self._written(put)
             except (OSError, StorageError) as e:
                 console.detail(f"{self.place} could not be renewed: {e}")
 
