@@ -209,7 +209,7 @@ def test_a_class_index_is_made_once_for_the_same_masks_and_coding(
     class_index.class_index(path, _reader(data), (1, 2), "x")
     assert len(built) == 4
     with pytest.raises(WorkError, match="cannot write"):
-        class_index.class_index(tmp_path / "no" / "folder", _reader(data), (1, 2), "x")
+        class_index.class_index(path / "in a file", _reader(data), (1, 2), "x")
 
 
 def test_a_draw_of_many_scenes_costs_as_one_of_few() -> None:

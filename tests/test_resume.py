@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -117,10 +118,34 @@ def test_a_full_disk_is_one_line_and_what_was_trained_is_kept(
     process = _start(discs, run.root, str(len(before) // 2))
     _, told = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert told.splitlines()[-1].endswith("Stopped: cannot write to " + str(run.root) + ": File too large")
+    assert told.splitlines()[-1].endswith(f"Stopped: cannot write to {run.state}: File too large")
     assert run.state.read_bytes() == before
     assert not list(run.root.rglob("*.tmp"))
     _assert_same(undisturbed, run_here(discs, run.root))
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure may otherwise leave the new name with nothing in it; how far a run is need not survive one."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(fd: int) -> None:
+        done.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{fd}')).name.split('.')[1]}")
+        fsync(fd)
+
+    def renamed(temp: Path, place: Path) -> None:
+        done.append(f"rename {place.stem}")
+        replace(temp, place)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    writes = keeper.Keeper(RunFolder(tmp_path), leads=True)
+    writes.progress({"step": 1})
+    writes.checkpoint({"step": 1}, keep_as="step-1.pt", keep=2)
+    assert writes.trouble is None
+    assert done == ["rename progress", "fsync state", "rename state", "fsync step-1", "rename step-1"]
 
 
 def test_a_run_that_is_stopped_writes_where_it_stands(

@@ -11,9 +11,8 @@ from safetensors.numpy import save
 
 from raysegment.errors import StorageError, WorkError
 from raysegment.storage import Location, Url
-from raysegment.storage.objects import fetched
+from raysegment.storage.objects import fetched, put
 from raysegment.training.balance import ClassIndex, build_index
-from raysegment.training.run import replace
 from raysegment.training.windows import WindowReader
 
 #: Raised when what an index holds changes its meaning.
@@ -59,7 +58,7 @@ def _load(path: Location, made_of: str) -> ClassIndex | None:
 
 def _store(path: Location, index: ClassIndex, made_of: str) -> None:
     try:
-        replace(path, save({"groups": index.groups, "places": index.places}, {"made_of": made_of}))
+        put(path, save({"groups": index.groups, "places": index.places}, {"made_of": made_of}))
     except StorageError:
         raise
     except OSError as e:

@@ -11,7 +11,7 @@ from raysegment.console import counted
 from raysegment.errors import RaysegmentError, UsageError, WorkError
 from raysegment.runtime import joined
 from raysegment.storage import Url, location
-from raysegment.storage.objects import before_work, check_writable
+from raysegment.storage.objects import before_work, check_writable, put
 from raysegment.training.findings import coding_text
 from raysegment.training.forms import File
 from raysegment.training.launch import launch
@@ -20,7 +20,7 @@ from raysegment.training.prepare import job_of, prepare, request
 from raysegment.training.report import write_report
 from raysegment.training.resolution import Resampled
 from raysegment.training.result import TrainResult
-from raysegment.training.run import RunFolder, earlier_run, replace, to_toml
+from raysegment.training.run import RunFolder, earlier_run, to_toml
 from raysegment.training.settings import Resolved, Settings
 from raysegment.training.team import Team, assemble
 from raysegment.training.tracking import tracked, tracking_uri
@@ -125,7 +125,7 @@ def train(
         record["workers"] = team.most
         run.write_record(record)
         said = {"val": str(val), "classes": asked.classes and str(File.at(asked.classes))}
-        replace(run.config, to_toml({**said, **record["settings"]}).encode())
+        put(run.config, to_toml({**said, **record["settings"]}).encode())
         console.say(f"masks: {coding_text(record)}")
         console.say(record["auto"])
         job = job_of(record, asked, run)

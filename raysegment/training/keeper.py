@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,10 +20,10 @@ import torch
 from raysegment.errors import RaysegmentError, WorkError
 from raysegment.model.file import save_model
 from raysegment.storage import Url
-from raysegment.storage.objects import children, remove
+from raysegment.storage.objects import children, put, remove
 from raysegment.training.exhibits import Shown, draw
 from raysegment.training.report import write_report
-from raysegment.training.run import RunFolder, replace, write_json
+from raysegment.training.run import RunFolder, write_json
 
 if TYPE_CHECKING:
     from raysegment.model.spec import ModelSpec
@@ -77,7 +76,7 @@ class Keeper:
         if self.leads and now - self._last_progress >= every_s:
             self._last_progress = now
             with self.noting():
-                write_json(self.run.progress, dict(said))
+                write_json(self.run.progress, dict(said), survives=False)
                 self.is_stopped = self.run.stop.exists()
 
     def look_is_due(self) -> bool:
@@ -103,12 +102,10 @@ class Keeper:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         with self.noting():
-            replace(self.run.state, buffer.getvalue())
+            put(self.run.state, buffer.getvalue())
             if keep_as is not None and keep > 1:
                 folder = self.run.checkpoints
-                if isinstance(folder, Path):
-                    folder.mkdir(exist_ok=True)
-                replace(folder / keep_as, buffer.getvalue())
+                put(folder / keep_as, buffer.getvalue())
                 kept = [name for name in children(folder) if fnmatch(name, "step-*.pt")]
                 for old in kept[:-keep]:
                     remove(folder / old)
@@ -119,7 +116,7 @@ class Keeper:
         """Scores of an epoch: for TensorBoard, with all before it as metrics.jsonl, and in the report."""
         if self.leads:
             with self.noting():
-                replace(self.run.metrics, "\n".join([*history, ""]).encode())
+                put(self.run.metrics, "\n".join([*history, ""]).encode())
                 write_report(self.run)
             if self._events is not None:
                 scalars = {name: record[name] for name in _SCALARS}

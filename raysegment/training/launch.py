@@ -24,11 +24,11 @@ from raysegment.console import counted
 from raysegment.errors import RaysegmentError, WorkError
 from raysegment.runtime import cluster
 from raysegment.storage import Url
-from raysegment.storage.objects import Entry, entries, remove
+from raysegment.storage.objects import Entry, entries, put, remove
 from raysegment.training.loop import Job, work
 from raysegment.training.parallel import Stopped, Workers
 from raysegment.training.progress import follow
-from raysegment.training.run import RunFolder, replace, write_json
+from raysegment.training.run import RunFolder, write_json
 from raysegment.training.team import Team, cluster_nodes, say_if_busy
 
 #: Deaths that a run survives without a new checkpoint in between; with one, any number.
@@ -56,7 +56,7 @@ def launch(job: Job, team: Team, check: Callable[[], None]) -> None:
             follow(training.ended, job, training.lack, check)
         except BaseException:
             check()  # or the workers of who took over would stop
-            replace(run.stop, b"")
+            put(run.stop, b"", survives=False)
             if borrowed:  # the workers would go on in a Ray that outlives this call
                 training.ended.wait()
             elif run.progress.exists():
@@ -184,7 +184,7 @@ def ray_worker(config: dict[str, Any]) -> None:
 
 
 def _write_failure(run: RunFolder, error: RaysegmentError) -> None:
-    write_json(run.failure, {"type": type(error).__name__, "text": str(error)})
+    write_json(run.failure, {"type": type(error).__name__, "text": str(error)}, survives=False)
 
 
 def _raise_failure(run: RunFolder, error: Exception | None) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from raysegment.errors import InputError, OutputExistsError, StorageError, WorkError
 from raysegment.storage import Location, Url, file_lock
 from raysegment.storage.lease import hold
-from raysegment.storage.objects import put, remove, temp_beside
+from raysegment.storage.objects import put, remove
 
 if TYPE_CHECKING:
     from raysegment.training.settings import Settings
@@ -197,29 +196,14 @@ def _difference(record: dict[str, Any], settings: Settings | None) -> str:
     return "other data or options"
 
 
-def write_json(path: Location, data: dict[str, Any]) -> None:
-    """As :func:`replace` does. Raises WorkError."""
+def write_json(path: Location, data: dict[str, Any], *, survives: bool = True) -> None:
+    """As :func:`raysegment.storage.objects.put` does. Raises WorkError."""
     try:
-        replace(path, json.dumps(data, ensure_ascii=False, indent=1).encode())
+        put(path, json.dumps(data, ensure_ascii=False, indent=1).encode(), survives=survives)
     except StorageError:
         raise
     except OSError as e:
         raise WorkError(f"cannot write {path}: {e.strerror}") from e
-
-
-def replace(path: Location, data: bytes) -> None:
-    """Write a file by temp file and rename, or by one PUT, so that a reader never sees half of it. Raises OSError,
-    StorageError; the old file stays then."""
-    if isinstance(path, Url):
-        put(path, data)
-        return
-    temp = temp_beside(path)
-    try:
-        temp.write_bytes(data)
-        os.replace(temp, path)
-    except OSError:
-        temp.unlink(missing_ok=True)
-        raise
 
 
 def to_toml(values: dict[str, Any]) -> str:
