@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from pathlib import Path
@@ -17,7 +18,8 @@ from raysegment.classes import NO_CLASS, ClassMap
 from raysegment.errors import WorkError
 from raysegment.geometry import Size, Window
 from raysegment.model.spec import default_classes
-from raysegment.training import balance, class_index, dataset
+from raysegment.raster import walk
+from raysegment.training import balance, class_index
 from raysegment.training.balance import BalancedSampler, ClassIndex, build_index, rarer
 from raysegment.training.dataset import find_scenes
 from raysegment.training.resolution import at_pixel_size
@@ -79,7 +81,9 @@ def test_what_is_kept_is_bounded_and_does_not_depend_on_the_blocks(
     assert few.groups[:, 3].tolist() == [25, 25, 1]
     assert few.groups[:, 2].tolist() == whole.groups[:, 2].tolist()
     assert all(places <= _places(whole)[group] for group, places in _places(few).items())
-    monkeypatch.setattr(dataset, "_SURVEY_EDGE", 16)
+    monkeypatch.setattr(
+        "raysegment.training.windows.windows", functools.partial(walk.windows, pixels=16 * 16)
+    )
     targets = WindowReader.targets
     for backwards in (False, True):
         monkeypatch.setattr(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +13,10 @@ import tifffile
 from PIL import Image
 
 from raysegment.errors import InputError
+from raysegment.geometry import Size
+from raysegment.raster.walk import WINDOW_PIXELS, windows
 from raysegment.training import survey as survey_module
-from raysegment.training.dataset import blocks, common_format, find_scenes, identity
+from raysegment.training.dataset import common_format, find_scenes, identity
 from raysegment.training.division import split
 from raysegment.training.survey import survey
 
@@ -97,21 +102,25 @@ def test_identity_is_the_contents(tmp_path: Path) -> None:
     assert one == two != three
 
 
-@pytest.mark.parametrize("tile", [None, (16, 32)])
-def test_blocks_cover_an_image_once(
-    tmp_path: Path, tile: tuple[int, int] | None, monkeypatch: object
-) -> None:
-    from raysegment.raster import open_raster
-    from raysegment.training import dataset
-
-    monkeypatch.setattr(dataset, "_SURVEY_EDGE", 40)  # type: ignore[attr-defined]
-    tifffile.imwrite(
-        tmp_path / "a.tif", np.zeros((70, 90), np.uint8), tile=tile, rowsperstrip=None if tile else 7
-    )
-    covered = np.zeros((70, 90), int)
-    for window in blocks(open_raster(tmp_path / "a.tif")):
-        covered[window.slices()] += 1
-    assert (covered == 1).all()
+def test_the_survey_holds_little_of_an_image_at_once(tmp_path: Path) -> None:
+    """Of one that is a single piece, however large: a window of it, and less than that in float64."""
+    picture = SimpleNamespace(shape=(6000, 6000, 3), chunk=Size(6000, 6000))
+    some = list(survey_module._some(picture, 1))  # type: ignore[arg-type]
+    assert sum(w.area for w in some) == 6000**2
+    assert max(w.area for w in some) <= 4 * WINDOW_PIXELS
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for folder in ("images", "masks"):
+        Image.fromarray(_halves(2000)).save(tmp_path / folder / "a.png")
+    scene = find_scenes(tmp_path)[0]
+    tracemalloc.start()
+    try:
+        moments = survey_module._measured(scene, common_format([scene]), 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert moments[0].summary() == pytest.approx((0.5, 0.5))
+    assert peak < 8 * 2000**2
 
 
 def test_mean_and_spread_are_those_of_the_valid_training_pixels(tmp_path: Path) -> None:
@@ -179,9 +188,7 @@ def test_a_nodata_value_that_is_named_is_a_class(tmp_path: Path) -> None:
 def test_of_a_huge_set_some_blocks_stand_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.random.default_rng(0).integers(0, 255, (1024, 1024), dtype=np.uint8)
     _put(tmp_path, "a.tif", image, _halves(1024), tile=(256, 256))
-    from raysegment.training import dataset
-
-    monkeypatch.setattr(dataset, "_SURVEY_EDGE", 256)
+    monkeypatch.setattr(survey_module, "windows", functools.partial(windows, pixels=256 * 256))
     monkeypatch.setattr(survey_module, "AFFORDABLE_PX", 1024 * 1024 // 4)
     scenes = find_scenes(tmp_path)
     seen = survey(scenes, (), common_format(scenes))

@@ -1,4 +1,4 @@
-"""What the scenes of a training set have in common, how they are divided, and how one is walked through.
+"""What the scenes of a training set have in common, and how they are divided.
 
 Where scenes come from is in forms/. Nothing here keeps pixels: images may be of any size.
 """
@@ -6,7 +6,7 @@ Where scenes come from is in forms/. Nothing here keeps pixels: images may be of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -14,20 +14,18 @@ import numpy as np
 
 from raysegment.console import counted
 from raysegment.errors import InputError
-from raysegment.geometry import Window
-from raysegment.raster import PixelSize, Raster
+from raysegment.raster import PixelSize
 from raysegment.raster.validity import unusable
 from raysegment.threads import OPENERS, in_order
 from raysegment.training.forms import Scene, Source, find_scenes
 from raysegment.training.forms.find import header
 
 __all__ = [
-    "Format", "Scene", "blocks", "common_format", "find_scenes", "identities", "identity", "usable",
+    "Format", "Scene", "common_format", "find_scenes", "identities", "identity", "usable",
 ]  # fmt: skip
 
 #: Pixel sizes that differ by less than this share count as one.
 _SAME_PIXEL_SIZE = 0.01
-_SURVEY_EDGE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +102,6 @@ class _Contents:
         return self._known[file] + plane
 
 
-def blocks(raster: Raster) -> Iterator[Window]:
-    """Windows that cover an image once, of whole chunks where that is affordable, a few megapixels each."""
-    height, width, _ = raster.shape
-    step_x = min(width, _whole(raster.chunk.width, _SURVEY_EDGE))
-    step_y = min(height, _whole(raster.chunk.height, max(1, _SURVEY_EDGE**2 // step_x)))
-    for y in range(0, height, step_y):
-        for x in range(0, width, step_x):
-            yield Window.between(y, x, min(y + step_y, height), min(x + step_x, width))
-
-
 def usable(pixels: np.ndarray, valid: np.ndarray | None, path: str) -> np.ndarray:
     """Pixels (h, w, channels) in a dtype that torch takes. Raises InputError where `valid` ones (None: all) hold inf,
     which no normalisation survives, or what becomes inf in that dtype."""
@@ -135,8 +123,3 @@ def _common_pixel_size(sizes: Sequence[PixelSize | None]) -> PixelSize | None:
         if any(abs(a - b) > _SAME_PIXEL_SIZE * abs(b) for a, b in zip(size[:2], first[:2], strict=True)):
             return None
     return first
-
-
-def _whole(chunk: int, wish: int) -> int:
-    """The multiple of `chunk` nearest below `wish`, at least one chunk."""
-    return chunk * max(1, wish // chunk)

@@ -18,7 +18,8 @@ from raysegment.classes import ClassMap
 from raysegment.errors import InputError
 from raysegment.geometry import Size, Window, mirror
 from raysegment.raster import Raster
-from raysegment.training.dataset import Scene, blocks, usable
+from raysegment.raster.walk import windows
+from raysegment.training.dataset import Scene, usable
 from raysegment.training.forms import Source
 from raysegment.training.resolution import Resampled
 from raysegment.training.survey import mask_valid
@@ -111,10 +112,10 @@ class WindowReader:
 
         The image is read only where it can lack data. Raises as :meth:`read` does.
         """
-        paths = self.scenes[scene]
+        paths, size = self.scenes[scene], self.scenes[scene].size
         with closing(paths.image.open()) as image, closing(paths.mask.open()) as mask:
             gaps = _can_lack_data(image, paths)
-            for window in blocks(mask):
+            for window in windows(Window(y=0, x=0, height=size.height, width=size.width), mask.chunk):
                 valid = image.valid(window, image.read(window)) if gaps else None
                 yield window, self._target(paths, mask, window, valid)
 
