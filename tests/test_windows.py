@@ -15,6 +15,7 @@ from raysegment.classes import ClassMap
 from raysegment.errors import InputError
 from raysegment.geometry import Size, Window
 from raysegment.model.spec import default_classes
+from raysegment.raster.picture import PictureRaster
 from raysegment.training import windows
 from raysegment.training.balance import BalancedSampler, build_index
 from raysegment.training.batches import load_batch, read_ahead
@@ -111,6 +112,28 @@ def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         read.read(scene, Window(y=0, x=0, height=4, width=4))
     assert list(read._cache) == [3, 0]
     assert not read._open
+
+
+def test_pictures_that_are_open_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of scenes too large to be kept whole: a picture keeps all of its pixels while it is open, a tiled file a tile."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for name in "abcd":
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        tifffile.imwrite(
+            tmp_path / "masks" / f"{name}.tif",
+            np.zeros((64, 64), np.uint8),
+            tile=(16, 16),
+            compression="zlib",
+        )
+    monkeypatch.setattr(windows, "_WHOLE_PX", 0)
+    for most, pictures in ((3 * 64 * 64 * 3, "cda"), (0, "a")):
+        monkeypatch.setattr(windows, "_CACHE_BYTES", most + 4 * 16 * 16)
+        read = WindowReader(find_scenes(tmp_path), (0, 1, 2), _TWO)
+        for scene in (0, 1, 2, 3, 0):
+            read.read(scene, Window(y=0, x=0, height=4, width=4))
+        held = [r.path for r in read._open.values() if isinstance(r, PictureRaster)]
+        assert held == [str(tmp_path / "images" / f"{name}.png") for name in pictures]
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([16, 64]), st.integers(0, 10**9))

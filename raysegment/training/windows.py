@@ -18,6 +18,7 @@ from raysegment.classes import ClassMap
 from raysegment.errors import InputError
 from raysegment.geometry import Size, Window, mirror
 from raysegment.raster import Raster
+from raysegment.raster.sampling import SampledRaster
 from raysegment.raster.walk import windows
 from raysegment.training.dataset import Scene, usable
 from raysegment.training.forms import Source
@@ -27,7 +28,7 @@ from raysegment.training.survey import mask_valid
 #: Target of a pixel that is neither learned nor scored.
 IGNORE = 255
 
-#: Decoded scenes that one worker keeps, and the largest scene that is decoded whole.
+#: What one worker keeps of scenes that are decoded whole, and as much again of the pieces that larger ones are read in.
 _CACHE_BYTES = 512 << 20
 _WHOLE_PX = 16 << 20
 _OPEN_FILES = 64
@@ -156,10 +157,13 @@ class WindowReader:
 
     def _opened(self, source: Source) -> Raster:
         if source not in self._open:
-            while len(self._open) >= _OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
             self._open[source] = source.open()
         self._open.move_to_end(source)
+        while len(self._open) > _OPEN_FILES or (
+            len(self._open) > 2  # image and mask of one scene
+            and sum(map(_piece_bytes, self._open.values())) > _CACHE_BYTES
+        ):
+            self._open.popitem(last=False)[1].close()
         return self._open[source]
 
 
@@ -180,6 +184,12 @@ def _can_lack_data(image: Raster, scene: Scene) -> bool:
 
 def _cut(sample: Sample, where: tuple[object, ...]) -> Sample:
     return Sample(sample.pixels[where], sample.target[where], sample.valid[where])  # type: ignore[index]
+
+
+def _piece_bytes(raster: Raster) -> int:
+    """What an open file may keep decoded: the piece that it is read in, which is all of a picture."""
+    stored = raster.raster if isinstance(raster, SampledRaster) else raster
+    return max(chunk.area for chunk in stored.chunks) * stored.shape[2] * stored.dtype.itemsize
 
 
 def _bytes(sample: Sample) -> int:
