@@ -1,7 +1,8 @@
 """Validation scenes as `infer` answers them: tiled, blended and stitched by the same engine, piece by piece.
 
 A scene of up to a few megapixels is one piece. Larger ones are cut into pieces that are answered as `infer` answers a
-``--region``: with the pixels of the whole scene around them, so that no cut shows in the classes.
+``--region``: with the pixels of the whole scene around them, so that no cut shows in the classes. Cells and outlines
+are counted piece by piece.
 """
 
 from __future__ import annotations

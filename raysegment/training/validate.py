@@ -1,7 +1,8 @@
 """Validation: every pixel of the validation scenes answered, as counts summed over the workers.
 
 At the end of a run whole scenes, as `infer` answers them (stitched.py). After an epoch in windows, for speed: a pixel
-is answered once, and outlines are those of the windows. But V_Rand is always that of scenes: no cell is cut.
+is answered once, and outlines are those of the windows. But V_Rand is always that of scenes: cells are
+cut only where a scene is answered in pieces, above 4096 × 4096 px of two classes, and each part counts as a cell then.
 """
 
 from __future__ import annotations
