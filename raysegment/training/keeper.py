@@ -23,7 +23,7 @@ from raysegment.storage import Url
 from raysegment.storage.objects import children, put, remove
 from raysegment.training.exhibits import Shown, draw
 from raysegment.training.report import write_report
-from raysegment.training.run import RunFolder, write_json
+from raysegment.training.run import SCALARS, RunFolder, write_json
 
 if TYPE_CHECKING:
     from raysegment.model.spec import ModelSpec
@@ -38,7 +38,6 @@ _PROGRESS_EVERY_S = 0.5
 _PROGRESS_AFAR_EVERY_S = 5.0
 #: How often all workers ask together whether a node is about to leave.
 _LOOK_EVERY_S = 5.0
-_SCALARS = ("loss", "lr", "images_per_s", "mean_iou", "mean_dice", "accuracy")
 
 
 class Keeper:
@@ -119,7 +118,7 @@ class Keeper:
                 put(self.run.metrics, "\n".join([*history, ""]).encode())
                 write_report(self.run)
             if self._events is not None:
-                scalars = {name: record[name] for name in _SCALARS}
+                scalars = {name: record[name] for name in SCALARS}
                 scalars |= {f"iou/{name}": score["iou"] for name, score in record["classes"].items()}
                 self._events.scalars(scalars, record["step"])
                 with self.noting():

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from raysegment.training.settings import Settings
 
 _FORMAT = 1
+#: What of an epoch's line in metrics.jsonl those who plot runs are told, whatever the classes.
+SCALARS = ("loss", "lr", "images_per_s", "mean_iou", "mean_dice", "accuracy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,11 @@ from raysegment import console
 from raysegment.errors import UsageError
 from raysegment.storage import Url
 from raysegment.storage.objects import fetched
-from raysegment.training.run import RunFolder, write_json
+from raysegment.training.run import SCALARS, RunFolder, write_json
 
 _POLL_S = 2.0
 #: How long the end of a run waits for the last lines and the report to arrive.
 _LAST_WORD_S = 60.0
-_SCALARS = ("loss", "lr", "images_per_s", "mean_iou", "mean_dice", "accuracy")
 #: MLflow takes no other characters.
 _NOT_IN_A_NAME = re.compile(r"[^\w .:/-]", re.ASCII)
 #: A dead server is given up in seconds rather than minutes; MLflow neither reports to its makers nor prints on stdout.
@@ -134,7 +133,7 @@ class _Log:
         self.client.set_terminated(self.run_id, status="FAILED" if result is None else "FINISHED")
 
     def _metrics(self, prefix: str, record: Mapping[str, Any], step: int) -> None:
-        values = {name: record[name] for name in _SCALARS if name in record}
+        values = {name: record[name] for name in SCALARS if name in record}
         values |= {
             f"iou/{_NOT_IN_A_NAME.sub('_', name)}": score["iou"] for name, score in record["classes"].items()
         }
