@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -10,8 +11,10 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +22,11 @@ import torch
 import trained
 from trained import Killed, checkpoint_always, kill_after, run_here, weights
 
-from raysegment.training import keeper, loop
+from raysegment.storage.objects import put
+from raysegment.training import keeper, launch, loop
 from raysegment.training.parallel import Stopped
 from raysegment.training.run import RunFolder
+from raysegment.training.team import Team
 from raysegment.training.validate import Validator
 
 
@@ -167,6 +172,58 @@ def test_a_run_that_is_stopped_writes_where_it_stands(
     assert _standing(run)["step"] == 6
     run.stop.unlink()
     _assert_same(undisturbed, run_here(discs, run.root))
+
+
+@pytest.mark.parametrize("during", ["_end_epoch", "_finish"])
+def test_a_run_is_stopped_while_it_validates(
+    discs: Path, undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    monkeypatch.setattr(keeper, "_PROGRESS_EVERY_S", 0.0)
+    run, validates = RunFolder(tmp_path / "run"), getattr(loop._Worker, during)
+
+    def stopped(self: Any, *epoch: int) -> None:
+        run.stop.touch()
+        validates(self, *epoch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Worker, during, stopped)
+        with pytest.raises(Stopped, match="stopped by the process that started it"):
+            run_here(discs, run.root)
+    epochs = run.metrics.read_text().splitlines() if run.metrics.exists() else []
+    assert len(epochs) == (0 if during == "_end_epoch" else 3)
+    run.stop.unlink()
+    _assert_same(undisturbed, run_here(discs, run.root))
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_an_interrupted_driver_does_not_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_begun: bool
+) -> None:
+    """In a Ray of others, which goes on to wait for a node, or whose workers hear nothing."""
+    never, told = threading.Event(), []
+    run = RunFolder(tmp_path / "run")
+
+    def interrupted(ended: threading.Event, job: loop.Job, *_: Any) -> None:
+        told.append(job)
+        if has_begun:
+            put(run.progress, b"{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))  # type: ignore[arg-type]
+    monkeypatch.setattr(launch, "cluster", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(launch, "say_if_busy", lambda _: None)
+    monkeypatch.setattr(launch._Training, "_fit", lambda *_: never.wait(60))
+    monkeypatch.setattr(launch, "follow", interrupted)
+    monkeypatch.setattr(launch, "_STOP_BORROWED_S", 0.05)
+    monkeypatch.setattr(launch, "work", lambda *_: pytest.fail("a worker that comes late sets to work"))
+    job, team = loop.Job(*[None] * 8, run=run), Team(1, 1, gpus=0, threads=1)  # type: ignore[arg-type]
+    for _ in range(2):  # the second start does not wake what the first one left
+        with pytest.raises(KeyboardInterrupt):
+            launch.launch(job, team, lambda: None)
+    never.set()
+    for late in told:
+        launch.ray_worker({"job": late, "team": team})
+    assert told[0].run.stop != told[1].run.stop
 
 
 def test_before_a_node_leaves_there_is_a_checkpoint(

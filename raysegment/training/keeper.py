@@ -70,13 +70,24 @@ class Keeper:
 
     def progress(self, said: Mapping[str, Any]) -> None:
         """Now and then: say how far the run is, and hear whether the driver wants it to stop."""
-        now = time.monotonic()
-        every_s = _PROGRESS_AFAR_EVERY_S if isinstance(self.run.root, Url) else _PROGRESS_EVERY_S
-        if self.leads and now - self._last_progress >= every_s:
-            self._last_progress = now
+        if self.leads and self._is_time():
             with self.noting():
                 write_json(self.run.progress, dict(said), survives=False)
                 self.is_stopped = self.run.stop.exists()
+
+    def check(self) -> None:
+        """Every worker's, between steps that are long: raise WorkError where the driver wants the run to stop."""
+        if self._is_time() and self.run.stop.exists():
+            raise stopped()
+
+    def _is_time(self) -> bool:
+        """Whether to look at the run's folder again."""
+        now = time.monotonic()
+        every_s = _PROGRESS_AFAR_EVERY_S if isinstance(self.run.root, Url) else _PROGRESS_EVERY_S
+        if now - self._last_progress < every_s:
+            return False
+        self._last_progress = now
+        return True
 
     def look_is_due(self) -> bool:
         """Whether the workers should look around together: the first one's clock decides for all."""
@@ -158,6 +169,11 @@ class Keeper:
             self.trouble = self.trouble or WorkError(
                 f"cannot write to {e.filename or self.run.root}: {e.strerror}"
             )
+
+
+def stopped() -> WorkError:
+    """What ends workers that are told to stop."""
+    return WorkError("stopped by the process that started it")
 
 
 def last_state(run: RunFolder) -> dict[str, Any] | None:

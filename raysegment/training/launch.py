@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,8 @@ from raysegment.training.team import Team, cluster_nodes, say_if_busy
 _MAX_FAILURES = 3
 #: How long an elastic team waits for as many workers as Ray last counted, before Ray counts again.
 _ELASTIC_START_S = 10
-#: How long an interrupted run may take to write its checkpoint.
-_STOP_S = 20.0
+#: How long an interrupted run may take to write its checkpoint; and where Ray, and so the workers, outlive the call.
+_STOP_S, _STOP_BORROWED_S = 20.0, 120.0
 
 
 def launch(job: Job, team: Team, check: Callable[[], None]) -> None:
@@ -44,10 +46,10 @@ def launch(job: Job, team: Team, check: Callable[[], None]) -> None:
 
     `check`: asked now and then, raises when the run belongs to another process.
     """
-    run = job.run
+    run = replace(job.run, launch=f"-{secrets.token_hex(4)}")
+    job = replace(job, run=run)
     borrowed = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    for old in (run.failure, run.stop):
-        remove(old)
+    remove(run.failure)
     with cluster(team.most * team.threads, dashboard=console.is_verbose()):
         say_if_busy(team)
         training = _Training(job, team)
@@ -55,15 +57,14 @@ def launch(job: Job, team: Team, check: Callable[[], None]) -> None:
         try:
             follow(training.ended, job, training.lack, check)
         except BaseException:
-            check()  # or the workers of who took over would stop
+            check()  # at their end ours would write a checkpoint over that of who took over
             put(run.stop, b"", survives=False)
-            if borrowed:  # the workers would go on in a Ray that outlives this call
-                training.ended.wait()
-            elif run.progress.exists():
-                training.ended.wait(_STOP_S)
+            if run.progress.exists():  # otherwise there are no workers yet, and those to come see it at once
+                training.ended.wait(_STOP_BORROWED_S if borrowed else _STOP_S)
             raise
         finally:
-            remove(run.stop)
+            if training.ended.is_set() or not borrowed:
+                remove(run.stop)
     if isinstance(run.ray, Path):
         shutil.rmtree(run.ray, ignore_errors=True)
     _raise_failure(run, training.error)
@@ -154,12 +155,12 @@ def ray_worker(config: dict[str, Any]) -> None:
     A failure with a name is written down and ends all workers in good order: it must not look like a death,
     which Ray Train would answer with another attempt.
     """
-    from ray.train import get_preemption_info
-
     job: Job = config["job"]
     team: Team = config["team"]
-    if job.run.failure.exists():
+    if job.run.failure.exists() or job.run.stop.exists():
         return
+    from ray.train import get_preemption_info
+
     device = torch.device("cpu")
     if team.gpus:
         from ray.train.torch import get_device
@@ -169,7 +170,7 @@ def ray_worker(config: dict[str, Any]) -> None:
     try:
         work(job, Workers(), device, team.threads, lambda: get_preemption_info() is not None)
     except Stopped as stopped:
-        if stopped.error is not None:
+        if stopped.error is not None and not job.run.stop.exists():  # nobody waits for what it would say
             _write_failure(job.run, stopped.error)
     except torch.OutOfMemoryError as e:
         # the others wait for this one in the middle of a step: only a death ends them

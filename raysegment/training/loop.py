@@ -23,7 +23,7 @@ from raysegment.training.balance import BalancedSampler, ClassIndex
 from raysegment.training.batches import Batch, load_batch, read_ahead
 from raysegment.training.dataset import Scene
 from raysegment.training.exhibits import find
-from raysegment.training.keeper import Keeper, json_line, last_state
+from raysegment.training.keeper import Keeper, json_line, last_state, stopped
 from raysegment.training.learner import Learner, place
 from raysegment.training.metric import Metric
 from raysegment.training.parallel import Workers
@@ -112,6 +112,7 @@ class _Worker:
         self.reader = WindowReader(job.train, job.channels, job.classes)
         shares = job.prior if len(job.prior) > 1 else (1 - job.prior[0], job.prior[0])
         self.metric = Metric.of(s.metric, job.spec.class_names, shares)
+        self.keeper = Keeper(job.run, leads=workers.rank == 0)
         self.validator = Validator(
             WindowReader(job.val, job.channels, job.classes),
             job.spec,
@@ -121,8 +122,8 @@ class _Worker:
             max(1, s.batch_size // workers.size),
             self.learner.autocast,
             s.precision,
+            self.keeper.check,
         )
-        self.keeper = Keeper(job.run, leads=workers.rank == 0)
         self.standing = _Standing()
         self._clock = time.monotonic()
 
@@ -256,7 +257,7 @@ class _Worker:
         if self.keeper.checkpoint_is_due():
             self._checkpoint()
         if self.keeper.is_stopped:
-            self.keeper.trouble = self.keeper.trouble or WorkError("stopped by the process that started it")
+            self.keeper.trouble = self.keeper.trouble or stopped()
 
     def _checkpoint(self, keep_as: str | None = None) -> None:
         self._pass_time()

@@ -38,6 +38,8 @@ class RunFolder:
     """Paths of one run."""
 
     root: Location
+    launch: str = ""
+    """Which start of it this is, where it is to be told from others: what one of them waits for may come late."""
 
     @property
     def model(self) -> Location:
@@ -98,8 +100,8 @@ class RunFolder:
 
     @property
     def stop(self) -> Location:
-        """Where the driver says that it was interrupted: the workers write a checkpoint and end."""
-        return self.root / "last" / "stop"
+        """Where the driver says that it was interrupted: the workers of that launch write a checkpoint and end."""
+        return self.root / "last" / f"stop{self.launch}"
 
     @property
     def ray(self) -> Location:
@@ -125,7 +127,7 @@ class RunFolder:
         """Remove what a run writes, and nothing else; first its record, so that half of it passes for no run."""
         for path in (self.record, self.model, self.report, self.metrics, self.config):
             remove(path)
-        for path in (self.state, self.progress, self.failure, self.stop, self.exhibits, self.tracking):
+        for path in (self.state, self.progress, self.failure, self.exhibits, self.tracking):
             remove(path)
         for folder in (self.events, self.ray, self.checkpoints):
             remove(folder)

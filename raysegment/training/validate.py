@@ -87,6 +87,8 @@ class Validator:
     """Of one worker."""
     autocast: Callable[[], torch.autocast]
     precision: str = "fp32"
+    check: Callable[[], None] = lambda: None
+    """Asked between pieces and between batches: raises what is to end the validation, a RaysegmentError."""
 
     def after_epoch(self, module: nn.Module) -> Scores:
         """Scores of a share of the pixels, at equal thresholds; but V_Rand at the best of a few."""
@@ -220,6 +222,7 @@ class Validator:
         batch = 1 if self.device.type == "cpu" else self.batch_size
         engine = Engine(self.spec, self.precision, self.device, batch)
         for piece, (sums, truth) in zip(mine, engine.answers(module, self.reader, mine), strict=True):
+            self.check()
             yield piece, sums, truth
 
     @torch.inference_mode()
@@ -229,6 +232,7 @@ class Validator:
         chunks = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
         margin = self.spec.margin
         for chunk, batch in zip(chunks, read_ahead(self._load, chunks), strict=True):
+            self.check()
             x = normalise(batch.pixels.to(self.device), self.spec, batch.valid.to(self.device))
             with self.autocast():
                 answer = module(x)
