@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 from raysegment.model.fold import fold_batchnorm
 from raysegment.model.fuse import fuse_relu
@@ -169,3 +170,52 @@ def test_a_relu_that_is_shared_or_watched_stays() -> None:
     assert fuse_relu(watched) is watched
     mirrored = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), nn.ReLU()).eval()
     assert fuse_relu(mirrored) is mirrored
+
+
+class Tied(nn.Module):
+    """Two convolutions of one weight; only the first is followed by a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
+        self.second = nn.Conv2d(2, 2, 3, padding=1)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.norm(self.first(x)))
+
+
+def test_who_shares_a_folded_weight_keeps_it() -> None:
+    net = lived(Tied())
+    assert norms(folded := fold_batchnorm(net)) == 0
+    assert difference(net, folded) < 1e-5
+
+
+class Cast(nn.Module):
+    """Computes in another precision than it is asked in."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.ReLU()).to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x.to(self.layers[0].weight.dtype)).float()
+
+
+def patched() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU())
+    net[0].forward = lambda x: nn.functional.conv2d(x, net[0].weight) * 3
+    return net
+
+
+def pruned() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU())
+    l1_unstructured(net[0], "weight", 0.5)
+    return net
+
+
+@pytest.mark.parametrize("make", [patched, pruned, lambda: Cast(torch.float64), lambda: Cast(torch.float16)])
+def test_what_is_not_quite_a_convolution_stays_as_it_is(make: Callable[[], nn.Module]) -> None:
+    net = lived(make())
+    assert fold_batchnorm(net) is net
+    assert fuse_relu(net) is net

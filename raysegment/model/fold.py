@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raysegment import console
+from raysegment.model.brought import first_line
 
 
 def fold_batchnorm(module: nn.Module) -> nn.Module:
@@ -25,20 +26,32 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
     """
     if not any(type(m) is nn.BatchNorm2d for m in module.modules()):
         return module
-    folded = copy.deepcopy(module).eval()
+    folded = own_copy(module)
+    if folded is None:
+        return module
     pairs = [
         (conv, norm)
         for conv, norm in followers(folded, nn.BatchNorm2d)
         if folded.get_submodule(norm).running_mean is not None  # without, it normalises by the batch
     ]
     for conv_name, norm_name in pairs:
-        conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
+        # apart from those that share their weights
+        conv, norm = (copy.deepcopy(folded.get_submodule(name)) for name in (conv_name, norm_name))
         dtype = conv.weight.dtype
         with torch.no_grad():
             fused = fuse_conv_bn_eval(conv.double(), norm.double()).to(dtype)  # type: ignore[arg-type,type-var]
         folded.set_submodule(conv_name, fused)
         folded.set_submodule(norm_name, nn.Identity())
     return folded if pairs else module
+
+
+def own_copy(module: nn.Module) -> nn.Module | None:
+    """A copy in eval mode; None where the module lets itself not be copied, as a pruned one that has been trained."""
+    try:
+        return copy.deepcopy(module).eval()
+    except Exception as e:  # the network's own code
+        console.detail(f"{type(module).__name__} stays as it is, for it cannot be copied: {first_line(e)}")
+        return None
 
 
 def followers(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, str]]:
@@ -82,5 +95,10 @@ def _before(node: fx.Node, parts: dict[str, nn.Module]) -> fx.Node | None:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Whether something else than its forward has a say: hooks, spectral norm and its like."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
+    """Whether something else than its class's forward has a say: hooks, spectral norm and its like, another forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or hasattr(module, "parametrizations")
+        or "forward" in vars(module)
+    )

@@ -7,7 +7,6 @@ a worker; the operator that its compiled code calls can be called as well. 4 % o
 
 from __future__ import annotations
 
-import copy
 from functools import lru_cache
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raysegment import console
-from raysegment.model.fold import followers
+from raysegment.model.fold import followers, own_copy
 
 
 class _ConvReLU(nn.Module):
@@ -38,11 +37,15 @@ def fuse_relu(module: nn.Module) -> nn.Module:
     """
     if not any(type(m) is nn.ReLU for m in module.modules()) or not _is_possible():
         return module
-    fused = copy.deepcopy(module).eval()
+    fused = own_copy(module)
+    if fused is None:
+        return module
     pairs = [
         (conv, relu)
         for conv, relu in followers(fused, nn.ReLU)
-        if (layer := fused.get_submodule(conv)).padding_mode == "zeros" and not isinstance(layer.padding, str)
+        if (layer := fused.get_submodule(conv)).padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and layer.weight.dtype == torch.float32
     ]
     for conv_name, relu_name in pairs:
         fused.set_submodule(conv_name, _ConvReLU(fused.get_submodule(conv_name)))  # type: ignore[arg-type]
