@@ -99,8 +99,13 @@ class Job:
         return worker_device(self.request.device, may_come=self.workers != "auto")
 
     def load(self) -> Model:
-        """The network, in this process."""
-        return load_model(self.model) if isinstance(self.model, str) else self.model
+        """The network, in this process: this run's own, for what is asked of it may change it."""
+        if isinstance(self.model, str):
+            return load_model(self.model)
+        from raysegment.model.model import Model
+        from raysegment.model.shipping import copied
+
+        return Model(copied(self.model.module), self.spec)
 
     def shipped(self) -> str | bytes:
         """The network for other processes: the path of its file, or all of it.
@@ -111,7 +116,7 @@ class Job:
             return self.model
         from raysegment.model.shipping import ship
 
-        return ship(self.load())
+        return ship(load_model(self.model) if isinstance(self.model, str) else self.model)
 
     @property
     def sides(self) -> tuple[str, ...]:

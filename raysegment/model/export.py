@@ -20,7 +20,7 @@ from raysegment.errors import InputError, OutputExistsError, UsageError, WorkErr
 from raysegment.model.brought import first_line
 from raysegment.model.file import load_model, load_spec
 from raysegment.model.fold import fold_batchnorm
-from raysegment.model.model import Model, probabilities
+from raysegment.model.model import Model, evaluating, probabilities
 from raysegment.model.onnx import OnnxNetwork, require
 from raysegment.model.sidecar import sidecar_path, sidecar_text
 from raysegment.model.spec import ModelSpec
@@ -103,7 +103,8 @@ def export(
         temp = Path(folder) / out.name
         _write(program, temp, to)
         sidecar_path(temp).write_bytes(text)
-        difference = _largest_difference(original, load_model(temp))
+        with evaluating(original.module):
+            difference = _largest_difference(original, load_model(temp))
         if not difference <= TOLERANCE:  # NaN too
             raise WorkError(
                 f"the exported network's probabilities differ from the original's by up to {difference:.2g}, more than "

@@ -99,7 +99,7 @@ def _open_safetensors(path: Path) -> Model:
         module.load_state_dict(load_file(path))
     except RuntimeError as e:
         raise InputError(f"{path}: the weights do not fit the architecture {spec.architecture}: {e}") from e
-    return Model(module, spec)
+    return Model(module.eval(), spec)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

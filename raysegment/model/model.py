@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,7 @@ import torch
 from torch import nn
 
 from raysegment.console import counted
-from raysegment.errors import InputError
-from raysegment.model.shipping import fingerprint
+from raysegment.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from raysegment.model.spec import Activation, ModelSpec
@@ -83,15 +83,38 @@ def _affine(
     return torch.from_numpy(factor).to(device), torch.from_numpy(shift).to(device)
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within, the network is in eval mode; after, each of its parts is in the mode that it was in.
+
+    Raises UsageError for an exported program, which has no modes.
+    """
+    # a frozen TorchScript has no such word
+    learning = [part for part in module.modules() if getattr(part, "training", False)]
+    if learning:
+        try:
+            module.eval()
+        except NotImplementedError as e:
+            raise UsageError(
+                "the module of an exported program has no eval mode: export the network in eval mode, save it with "
+                "torch.export.save and give its .pt2"
+            ) from e
+    try:
+        yield
+    finally:
+        for part in learning:
+            part.training = True
+
+
 class Model:
     """A network and its spec: of a file by :func:`raysegment.load_model`, or any module of the user's.
 
-    The module takes (n, channels, h, w) float32 and answers (n, outputs, h − 2·margin, w − 2·margin).
+    The module takes (n, channels, h, w) float32 and answers (n, outputs, h − 2·margin, w − 2·margin). It is asked in
+    eval mode and stays in the mode that it was in; `infer` and `plan` ask a copy.
     """
 
     def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
-        self.module = module.eval()
-        self.spec = spec
+        self.module, self.spec = module, spec
 
     @torch.inference_mode()
     def predict(self, pixels: np.ndarray) -> np.ndarray:
@@ -108,8 +131,11 @@ class Model:
                 f"pixels of {pixels.shape[1]} × {pixels.shape[2]} do not fit the model: "
                 f"both edges must be multiples of {self.spec.multiple}"
             )
-        x = normalise(torch.from_numpy(np.require(pixels, requirements="W")), self.spec)
-        answer = probabilities(self.module(x), self.spec.activation)
+        stored = np.require(pixels, pixels.dtype.newbyteorder("="), ["C", "W"])
+        x = normalise(torch.from_numpy(stored), self.spec)
+        device = next((p.device for p in self.module.parameters()), x.device)
+        with evaluating(self.module):
+            answer = probabilities(self.module(x.to(device)), self.spec.activation).cpu()
         lost = 2 * self.spec.margin
         expected = (len(x), len(self.spec.classes), x.shape[2] - lost, x.shape[3] - lost)
         if answer.shape != expected:
@@ -120,7 +146,10 @@ class Model:
         return answer.numpy()
 
     def identity(self) -> str:
-        """A digest of the spec, the weights and the network's own code; equal in every process."""
+        """A digest of the spec, the weights and the network's own code; equal in every process. Raises InputError."""
+        from raysegment.model.fingerprint import fingerprint
+
         digest = hashlib.sha256(self.spec.model_dump_json().encode())
-        digest.update(fingerprint(self.module))
+        with evaluating(self.module):
+            digest.update(fingerprint(self.module))
         return digest.hexdigest()

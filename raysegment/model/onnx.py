@@ -42,7 +42,7 @@ def open_onnx(path: Path, spec: ModelSpec) -> Model:
     takes = InputShape.of([d.dim_value or None for d in tensor.shape.dim], str(path))
     takes.check(spec, str(path))
     network = OnnxNetwork(_whole(graph, path), inputs[0].name, element)
-    return Model(BroughtNetwork(network, takes, path.name), spec)
+    return Model(BroughtNetwork(network, takes, path.name).eval(), spec)
 
 
 _INPUT_DTYPES = {"FLOAT": np.float32, "FLOAT16": np.float16, "DOUBLE": np.float64}

@@ -38,7 +38,7 @@ def open_pt2(path: Path, spec: ModelSpec) -> Model:
     takes = _input_shape(program, str(path))
     takes.check(spec, str(path))
     _refuse_training(program, str(path))
-    return Model(BroughtNetwork(Pt2Network(archive, program), takes, path.name), spec)
+    return Model(BroughtNetwork(Pt2Network(archive, program), takes, path.name).eval(), spec)
 
 
 class Pt2Network(nn.Module):
