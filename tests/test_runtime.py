@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -258,6 +259,32 @@ def test_a_ray_that_another_command_has_for_itself_is_not_joined(monkeypatch: py
     ):
         raise AssertionError("joined")
     assert left == [True]
+
+
+def test_threads_share_one_ray_until_the_last_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+    said: list[str] = []
+
+    def start(**how: Any) -> None:
+        said.append("started")
+        begun.wait(0.1)  # long enough for the others to come by
+
+    ray = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: said.append("ended"))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(embedded, "OURS", threading.Event())  # others may hold a Ray
+    monkeypatch.setattr(embedded, "_sharers", 0)
+    monkeypatch.setattr(embedded, "_start", start)
+    monkeypatch.setattr(embedded, "joined", contextlib.nullcontext)
+    together = threading.Barrier(3, timeout=10)
+
+    def work(_: int) -> None:
+        with embedded.cluster(1):
+            together.wait()
+            said.append("worked")
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(work, range(3)))
+    assert said == ["started", "worked", "worked", "worked", "ended"]
 
 
 @pytest.mark.parametrize("failures", [1, 9])

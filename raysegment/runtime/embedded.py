@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from raysegment import console
@@ -27,6 +27,9 @@ PRIVATE = "raysegment-private"
 _STARTS = 3
 #: Set while the Ray at hand is one that this process started.
 OURS = threading.Event()
+#: Calls that share it, each in a thread of its own or within another, and what guards their number.
+_sharers = 0
+_sharing = threading.Lock()
 
 #: How the C library of a worker is to hold memory: in one arena, kept between the layers of a network. Otherwise it
 #: maps and unmaps every activation, 12,000 page faults a tile; with it the U-Net is 10 % faster and peaks lower.
@@ -94,12 +97,38 @@ def is_connected() -> bool:
 
 @contextlib.contextmanager
 def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) -> Iterator[None]:
+    """Ray has one connection in a process: who comes first starts it, threads that come later share it and its room for
+    workers, who goes last ends it."""
+    global _sharers
+    with _sharing:
+        other = None
+        if not OURS.is_set():
+            other = _begin(workers, dashboard, meanwhile)
+            OURS.set()
+        _sharers += 1
+    try:
+        if other is not None:
+            other.result()
+        yield
+    finally:
+        with _sharing:
+            _sharers -= 1
+            if not _sharers:
+                import ray
+
+                OURS.clear()
+                with same_sigterm():
+                    ray.shutdown()
+
+
+def _begin(workers: int, dashboard: bool, meanwhile: Callable[[], object]) -> Future[object]:
+    """Start it; `meanwhile` is done when this returns."""
     if "ray" not in sys.modules:  # Ray settles this when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for key, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     with hushed() as quiet, same_sigterm():
-        import ray
+        import ray  # noqa: F401
 
         with ThreadPoolExecutor(1) as beside:
             other = beside.submit(meanwhile)
@@ -113,14 +142,7 @@ def _embedded(workers: int, dashboard: bool, meanwhile: Callable[[], object]) ->
                 logging_level=logging.ERROR if quiet else logging.INFO,
             )
     close_token_file()
-    OURS.set()
-    try:
-        other.result()
-        yield
-    finally:
-        OURS.clear()
-        with same_sigterm():
-            ray.shutdown()
+    return other
 
 
 def _ray_folder() -> str:
