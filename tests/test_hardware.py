@@ -54,8 +54,9 @@ def test_bf16_on_a_cpu_needs_amx_or_to_be_seen_to_be_fast(monkeypatch: pytest.Mo
 
 
 def test_what_bf16_gains_is_measured_and_leaves_no_trace() -> None:
-    threads = torch.get_num_threads()
-    assert 0.02 < hardware._bf16_speedup() < 50
+    threads, numbers = torch.get_num_threads(), torch.get_rng_state()
+    assert 0.02 < hardware._bf16_speedup.__wrapped__() < 50
+    assert torch.equal(torch.get_rng_state(), numbers)
     assert torch.get_num_threads() == threads
 
 
