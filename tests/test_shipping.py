@@ -263,6 +263,16 @@ def test_predict_takes_arrays_as_readers_give_them() -> None:
     np.testing.assert_array_equal(model.predict(np.flip(np.flip(pixels, 1).copy(), 1)), expected)
 
 
+@pytest.mark.parametrize("value", [1.5, -0.5, float("nan")])
+def test_predict_answers_no_probability_that_is_none(value: float) -> None:
+    class Loud(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(x[:, :2], value)
+
+    with pytest.raises(rs.AnswerError, match="not within 0 and 1"):
+        rs.Model(Loud(), SPEC.model_copy(update={"activation": "none"})).predict(np.zeros((1, 8, 8, 3)))
+
+
 def test_an_exported_program_says_what_to_do() -> None:
     module = torch.export.export(plain().eval(), (torch.zeros(1, 3, 32, 32),)).module()
     with pytest.raises(rs.UsageError, match=r"torch\.export\.save"):

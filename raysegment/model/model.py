@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raysegment.console import counted
-from raysegment.errors import InputError, UsageError
+from raysegment.errors import AnswerError, InputError, UsageError
 
 if TYPE_CHECKING:
     from raysegment.model.spec import Activation, ModelSpec
@@ -120,7 +120,8 @@ class Model:
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Class probabilities (n, classes, h, w) float32 of whole arrays (n, h, w, channels) as stored: no tiling.
 
-        Raises InputError when the channels or the edges do not fit the spec, or the answer does not.
+        Raises InputError when the channels or the edges do not fit the spec, or the answer does not; AnswerError for an
+        answer that is no probability.
         """
         if pixels.ndim != 4 or pixels.shape[3] != self.spec.channels:
             raise InputError(
@@ -142,6 +143,11 @@ class Model:
             raise InputError(
                 f"the network answered {tuple(answer.shape)} for an input of {tuple(x.shape)}; its spec "
                 f"({counted(len(self.spec.classes), 'class')}, margin {self.spec.margin}) says {expected}"
+            )
+        low, high = (float(v) for v in answer.aminmax())
+        if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN neither
+            raise AnswerError(
+                f"the network's probabilities reach from {low:g} to {high:g}, not within 0 and 1"
             )
         return answer.numpy()
 
