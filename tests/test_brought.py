@@ -558,12 +558,28 @@ def test_weights_elsewhere_are_not_read(tmp_path: Path) -> None:
         ({"shape": ["n", 3, "h", "w"]}, "takes 3 channels"),
         ({"shape": ["n", 1, 48, 48]}, r"48 × 48 pixels only.*= 32"),
         ({"shape": ["n", 1, "h"]}, "3 dimensions"),
+        ({"shape": [1, TILE, TILE, 1]}, "channels last"),
+        ({"shape": ["n", "h", "w", 1]}, "channels last"),
     ],
 )
 def test_an_onnx_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(rs.InputError, match=says) as caught:
         load_model(save_onnx(tmp_path / "net.onnx", **changes)).predict(pixels(1))
     assert "\n" not in str(caught.value)
+
+
+# the older exporter is full of warnings about itself
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layer", [nn.Dropout(), nn.BatchNorm2d(1)])
+def test_an_onnx_of_training_is_refused(layer: nn.Module, tmp_path: Path) -> None:
+    path = save_onnx(tmp_path / "net.onnx")
+    network, x = nn.Sequential(nn.Conv2d(1, 1, 1), layer).train(), torch.zeros(1, 1, TILE, TILE)
+    how: dict[str, Any] = {"dynamo": False, "do_constant_folding": False}
+    torch.onnx.export(network, (x,), path, training=torch.onnx.TrainingMode.TRAINING, **how)
+    with pytest.raises(rs.InputError, match=f"training mode .{type(layer).__name__[:5]}"):
+        load_model(path)
+    torch.onnx.export(network.eval(), (x,), path, **how)
+    load_model(path)
 
 
 def test_without_the_extra_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

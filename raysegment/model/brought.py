@@ -40,12 +40,16 @@ class InputShape:
 
     def check(self, spec: ModelSpec, name: str) -> None:
         """Raise InputError when the sidecar says something that the network does not take."""
+        edge = spec.tile + 2 * spec.margin
+        if self.width == spec.channels != edge and self.channels in (None, edge):
+            raise InputError(
+                f"{name} takes its channels last: export a network of (n, channels, h, w), not (n, h, w, channels)"
+            )
         if self.channels not in (None, spec.channels):
             raise InputError(
                 f"{name} takes {counted(self.channels, 'channel')}, "
                 f"its sidecar says channels = {spec.channels}: mend the sidecar"
             )
-        edge = spec.tile + 2 * spec.margin
         for frozen in (self.height, self.width):
             if frozen not in (None, edge):
                 raise InputError(

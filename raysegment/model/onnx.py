@@ -41,6 +41,7 @@ def open_onnx(path: Path, spec: ModelSpec) -> Model:
     # a symbolic dimension has a name, an unknown one neither name nor value
     takes = InputShape.of([d.dim_value or None for d in tensor.shape.dim], str(path))
     takes.check(spec, str(path))
+    _refuse_training(graph.graph, str(path))
     network = OnnxNetwork(_whole(graph, path), inputs[0].name, element)
     return Model(BroughtNetwork(network, takes, path.name).eval(), spec)
 
@@ -116,6 +117,23 @@ def require(library: str) -> Any:
         raise UsageError(
             f"ONNX needs {library}, which is not installed: pip install 'raysegment[onnx]'"
         ) from e
+
+
+def _refuse_training(graph: onnx.GraphProto, name: str) -> None:
+    """Raise InputError where it drops at random, or normalises by the batch that it sees."""
+    helper = importlib.import_module("onnx.numpy_helper")
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        attributes = {a.name: a for a in node.attribute}
+        if node.op_type == "Constant" and "value" in attributes:
+            values[node.output[0]] = attributes["value"].t
+        is_norm = node.op_type == "BatchNormalization"
+        by_batch = is_norm and "training_mode" in attributes and attributes["training_mode"].i
+        flag = values.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None
+        if by_batch or (flag is not None and bool(helper.to_array(flag))):
+            raise InputError(
+                f"{name} was exported in training mode ({node.op_type}): call .eval() before torch.onnx.export"
+            )
 
 
 def _external(graph: onnx.ModelProto, path: Path) -> list[Path]:
