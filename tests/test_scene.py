@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from raysegment.errors import OutputExistsError, UsageError, WorkError
 from raysegment.geometry import Size, Window
+from raysegment.inspection import inspect
 from raysegment.mask.coding import read_coding
 from raysegment.raster import open_raster
 from raysegment.scene import CLASSES, Landscape, scene_tiff, scene_zarr, synth
@@ -119,6 +120,17 @@ def test_tiff_pair(tmp_path: Path, scene: Landscape) -> None:
             assert raster.transform == tuple(dataset.transform)[:6]
             assert (dataset.dataset_mask() == 255).all()
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["a.mask.tif", "a.tif"]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_scenes_of_other_seeds_do_not_lie_on_the_same_ground(tmp_path: Path, suffix: str) -> None:
+    for seed in (1, 2, 3):
+        image = synth(tmp_path / "images" / f"{seed}{suffix}", size=64, seed=seed)
+        raster, mask = open_raster(image.image), open_raster(image.mask)
+        assert raster.transform == mask.transform
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Path(image.mask).rename(tmp_path / "masks" / f"{seed}{suffix}")
+    assert [note for note in inspect(tmp_path).facts["notes"] if "ground" in note] == []
 
 
 def test_large_scenes_are_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

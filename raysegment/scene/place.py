@@ -9,8 +9,15 @@ CRS = f"EPSG:{EPSG}"
 #: Metres. Houses are ten to fifteen, roads six to nine, fields fifty to two hundred of them.
 PIXEL_M = 0.5
 #: UTM zone 32, in the Alpine foreland.
-EASTING, NORTHING = 560_000.0, 5_340_000.0
-TRANSFORM = (PIXEL_M, 0.0, EASTING, 0.0, -PIXEL_M, NORTHING)
+_EASTING, _NORTHING = 560_000.0, 5_340_000.0
+#: Metres from the scene of one seed to that of the next, southwards; after so many seeds it begins again in the north.
+_APART_M, _PLACES = 20_000.0, 200
+
+
+def transform(seed: int) -> tuple[float, float, float, float, float, float]:
+    """Six floats in rasterio's order. Scenes of different seeds, other landscapes, do not lie on the same ground."""
+    return (PIXEL_M, 0.0, _EASTING, 0.0, -PIXEL_M, _NORTHING - _APART_M * (seed % _PLACES))
+
 
 NODATA = 255
 

@@ -45,9 +45,9 @@ def write_tiffs(scene: Landscape, size: int, image: Path, mask: Path, progress: 
                 progress.advance(TILE_PX**2 / 1e6)
                 yield pixels
 
-        _write(image, images(), (size, size, 3), photometric="rgb")
+        _write(image, images(), (size, size, 3), scene.seed, photometric="rgb")
         scratch.seek(0)
-        _write(mask, (scratch.read(n) for n in lengths), (size, size), **_mask_tags())
+        _write(mask, (scratch.read(n) for n in lengths), (size, size), scene.seed, **_mask_tags())
 
 
 def _encoded(tile: tuple[np.ndarray, np.ndarray]) -> tuple[bytes, bytes]:
@@ -58,8 +58,8 @@ def _encoded(tile: tuple[np.ndarray, np.ndarray]) -> tuple[bytes, bytes]:
     )
 
 
-def _write(path: Path, tiles: Iterator[bytes], shape: tuple[int, ...], **options: Any) -> None:
-    tags = [*_geo_tags(), *options.pop("extratags", ())]
+def _write(path: Path, tiles: Iterator[bytes], shape: tuple[int, ...], seed: int, **options: Any) -> None:
+    tags = [*_geo_tags(seed), *options.pop("extratags", ())]
     with tifffile.TiffWriter(path, bigtiff=int(np.prod(shape)) > _CLASSIC_BYTES) as tif:
         tif.write(
             tiles,
@@ -74,13 +74,14 @@ def _write(path: Path, tiles: Iterator[bytes], shape: tuple[int, ...], **options
         )
 
 
-def _geo_tags() -> list[tuple[int, int, int, Any, bool]]:
+def _geo_tags(seed: int) -> list[tuple[int, int, int, Any, bool]]:
     """GeoTIFF 1.1: pixel scale, one tie point at the top left corner, a projected CRS by its code, metres."""
     double, short = 12, 3
+    easting, northing = place.transform(seed)[2::3]
     keys = (1, 1, 0, 4, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, place.EPSG, 3076, 0, 1, 9001)
     return [
         (33550, double, 3, (place.PIXEL_M, place.PIXEL_M, 0.0), True),
-        (33922, double, 6, (0.0, 0.0, 0.0, place.EASTING, place.NORTHING, 0.0), True),
+        (33922, double, 6, (0.0, 0.0, 0.0, easting, northing, 0.0), True),
         (34735, short, len(keys), keys, True),
     ]
 

@@ -29,7 +29,7 @@ def write_zarrs(scene: Landscape, size: int, image: Path, mask: Path, progress: 
     writer = _Writer(scene, size, image, mask, progress)
     writer.write(len(writer.arrays) - 1, 0, 0)
     writer.labels.finish(_header(mask, scene.seed, size, writer.counts))
-    zarr.create_group(image, attributes=_image_attributes(image.stem, writer.labels.level_shapes))
+    zarr.create_group(image, attributes=_image_attributes(image.stem, scene.seed, writer.labels.level_shapes))
 
 
 class _Writer:
@@ -120,11 +120,11 @@ def _header(path: Path, seed: int, size: int, counts: np.ndarray) -> MaskHeader:
         class_pixels={c.name: int(n) for c, n in zip(CLASSES, counts, strict=True)},
         pixel_size=(place.PIXEL_M, place.PIXEL_M, "m"),
         crs=place.CRS,
-        transform=place.TRANSFORM,
+        transform=place.transform(seed),
     )
 
 
-def _image_attributes(name: str, shapes: list[Size]) -> dict[str, Any]:
+def _image_attributes(name: str, seed: int, shapes: list[Size]) -> dict[str, Any]:
     space = [{"name": axis, "type": "space", "unit": "meter"} for axis in ("y", "x")]
     datasets = [
         {
@@ -145,7 +145,7 @@ def _image_attributes(name: str, shapes: list[Size]) -> dict[str, Any]:
         },
         "proj:code": place.CRS,
         "spatial:dimensions": ["y", "x"],
-        "spatial:transform": list(place.TRANSFORM),
+        "spatial:transform": list(place.transform(seed)),
     }
 
 
