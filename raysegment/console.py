@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from raysegment.errors import RaysegmentWarning
 
@@ -52,7 +53,7 @@ def is_verbose() -> bool:
 def say(text: str) -> None:
     """A note to a person, on stderr."""
     if _settings.mode in ("human", "json"):
-        print(text, file=sys.stderr, flush=True)
+        _tell(text, sys.stderr)
 
 
 def detail(text: str) -> None:
@@ -66,7 +67,7 @@ def warn(text: str) -> None:
     if _settings.listener is not None:
         _settings.listener.append(text)
     if _settings.mode != "silent":
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        _tell(f"warning: {text}", sys.stderr)
     else:
         warnings.warn(text, RaysegmentWarning, stacklevel=2)
 
@@ -85,24 +86,35 @@ def overheard() -> Iterator[list[str]]:
 def relay(line: str) -> None:
     """A line of a job that runs elsewhere: on stdout, where its log is the result; talk beside --json."""
     if _settings.mode != "silent":
-        print(line, file=sys.stderr if _settings.mode == "json" else sys.stdout, flush=True)
+        _tell(line, sys.stderr if _settings.mode == "json" else sys.stdout)
 
 
 def result(text: str, data: dict[str, Any]) -> None:
     """The outcome of a command: `text` for people, or `data` as one JSON line, on stdout."""
     if _settings.mode == "json":
-        print(json.dumps(data, ensure_ascii=False), flush=True)
+        _tell(json.dumps(data, ensure_ascii=False), sys.stdout)
     elif _settings.mode != "silent" and text:
-        print(text, flush=True)
+        _tell(text, sys.stdout)
 
 
 def fail(text: str, exit_code: int, trace: str = "") -> None:
     """The one line that says what went wrong; under --verbose also the traceback `trace`."""
     if trace and _settings.verbose:
-        print(trace, file=sys.stderr, flush=True)
-    print(f"error: {text}", file=sys.stderr, flush=True)
+        _tell(trace, sys.stderr)
+    _tell(f"error: {text}", sys.stderr)
     if _settings.mode == "json":
-        print(json.dumps({"error": text, "exit_code": exit_code}, ensure_ascii=False), flush=True)
+        _tell(json.dumps({"error": text, "exit_code": exit_code}, ensure_ascii=False), sys.stdout)
+
+
+def _tell(text: str, stream: TextIO) -> None:
+    """Print a line. Where its reader has left (`| head`, a `| tee` that Ctrl-C ended), the work goes on unheard."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        # what is still in the buffer goes there, too
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class Progress:
@@ -148,7 +160,7 @@ class _Lines(Progress):
         now = time.monotonic()
         if now - max(self._last, self._start) >= LINE_EVERY_S:
             self._last = now
-            print(self.line(), file=sys.stderr, flush=True)
+            _tell(self.line(), sys.stderr)
 
 
 class _Bar(Progress):

@@ -348,6 +348,30 @@ def test_a_second_sigterm_leaves_it_time_to_tell_of_its_end() -> None:
     assert (process.returncode, stdout) == (130, "told\n")
 
 
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_reader_that_leaves_ends_nothing(closed: str) -> None:
+    code = (
+        "from raysegment import console\n"
+        "console.configure('human')\n"
+        "input()\n"
+        "for _ in range(2):\n"
+        "    console.say('talk')\n"
+        "    console.result('outcome', {})\n"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], text=True, cwd=ROOT, **pipes) as process:
+        assert process.stdin is not None
+        other = process.stderr if closed == "stdout" else process.stdout
+        gone = process.stdout if closed == "stdout" else process.stderr
+        assert other is not None
+        assert gone is not None
+        gone.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert set(other.read().split()) == {"talk" if closed == "stdout" else "outcome"}
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_process_that_is_interrupted_exits_with_130(sent: signal.Signals) -> None:
     code = (
