@@ -96,6 +96,26 @@ def test_the_token_and_its_file(tmp_path: Path) -> None:
     assert find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}) is None
 
 
+@pytest.mark.parametrize("home", ["fine", "file", "nobody's"])
+def test_an_embedded_ray_without_a_home_has_a_token_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    (tmp_path / "fine").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    # so that what is set below is undone in the end
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    if home == "nobody's":
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(os.path, "expanduser", str)
+    else:
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+    security.ensure_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == (0 if home == "fine" else 64)
+    assert (find_token() is None) == (home == "fine")
+
+
 @pytest.fixture
 def dashboard() -> Iterator[tuple[str, dict[str, Any]]]:
     """Something that answers like a dashboard: its address, and what to answer with (path → status, body)."""

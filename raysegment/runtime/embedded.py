@@ -16,7 +16,7 @@ from raysegment import console
 from raysegment.errors import RaysegmentError, UsageError, WorkError
 from raysegment.hardware import available_cores
 from raysegment.runtime.address import where
-from raysegment.runtime.security import close_token_file
+from raysegment.runtime.security import close_token_file, ensure_token
 from raysegment.runtime.signals import same_sigterm
 
 #: Logical CPUs beyond the workers' own, so that Ray's small tasks never wait for them.
@@ -56,8 +56,8 @@ def cluster(
     """A Ray to work in: the one that is connected already, the one that RAY_ADDRESS names, or an embedded one.
 
     `workers` one-CPU workers must find room in the embedded one. It is silent unless --verbose. Its dashboard binds to
-    loopback; its other ports do not (Ray offers no way), so it answers only to the token of this user. An embedded one
-    takes seconds to start, most of which are waiting: `meanwhile` is done beside it, in a thread.
+    loopback; its other ports do not (Ray offers no way), so it answers only to a token, of this user or its own. An
+    embedded one takes seconds to start, most of which are waiting: `meanwhile` is done beside it, in a thread.
     """
     with joined():
         if is_connected():
@@ -125,6 +125,7 @@ def _begin(workers: int, dashboard: bool, meanwhile: Callable[[], object]) -> Fu
     """Start it; `meanwhile` is done when this returns."""
     if "ray" not in sys.modules:  # Ray settles this when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        ensure_token()
     for key, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     with hushed() as quiet, same_sigterm():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import stat
 import sys
 import urllib.error
@@ -30,8 +31,15 @@ _OPEN = "anyone who reaches it can run code there: start it with RAY_AUTH_MODE=t
 
 def token_file(environment: Mapping[str, str] = os.environ, home: Path | None = None) -> Path:
     """Where Ray keeps the token, be it there or not."""
-    home = Path.home() if home is None else home
-    return Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
+    given = environment.get("RAY_AUTH_TOKEN_PATH")
+    if given:
+        return Path(given)
+    try:
+        home = home or Path.home()
+    # there is none: see ensure_token; containers give such a user this one
+    except RuntimeError:
+        home = Path("/")
+    return home / ".ray" / "auth_token"
 
 
 def find_token(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -42,7 +50,8 @@ def find_token(environment: Mapping[str, str] = os.environ) -> str | None:
     if given:
         return given
     path = token_file(environment)
-    if not path.is_file():
+    # not path.is_file(): that raises where the folder may not be looked into
+    if not os.path.isfile(path):
         return None
     close_token_file(path)
     try:
@@ -54,10 +63,28 @@ def find_token(environment: Mapping[str, str] = os.environ) -> str | None:
 def close_token_file(path: Path | None = None) -> None:
     """Ray writes its token readable for everyone; nobody else has any business with it."""
     path = token_file() if path is None else path
-    if path.is_file():
+    if os.path.isfile(path):
         about = path.stat()
         if about.st_uid == os.getuid() and stat.S_IMODE(about.st_mode) & 0o077:
             path.chmod(0o600)
+
+
+def ensure_token() -> None:
+    """A token of its own for an embedded Ray where Ray could keep none: service accounts have no home to write to.
+
+    Raises UsageError when there is one that cannot be read.
+    """
+    if os.environ.get("RAY_AUTH_MODE") != "token" or find_token() or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = os.access(folder, os.W_OK)
+    # RuntimeError: a user whom the system does not know has no home at all
+    except (OSError, RuntimeError):
+        kept = False
+    if not kept:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def use_token() -> bool:
