@@ -122,7 +122,6 @@ def doctor(
     `environment` and `home` are where Ray's settings are looked for. `address` is that of a cluster to look at too.
     Raises UsageError when nothing answers there.
     """
-    home = Path.home() if home is None else home
     memory, shared = available_memory(), _space(Path("/dev/shm"))
     ray_temp = Path(environment.get("RAY_TMPDIR", "/tmp")) / "ray"
     found = DoctorResult(
@@ -155,7 +154,10 @@ def _warnings(found: DoctorResult, token: Path) -> Iterator[str]:
             yield f"{name} is not installed: pip install raysegment"
     for name, extra in _OPTIONAL.items():
         if found.versions[name] is None:
-            yield f"{name} is not installed, which GeoTIFF output needs: pip install 'raysegment[{extra}]'"
+            yield (
+                f"{name} is not installed, which coordinate systems without an EPSG code and polygons as masks need: "
+                f"pip install 'raysegment[{extra}]'"
+            )
     if found.ray_address is not None:
         yield (
             f"RAY_ADDRESS is set to {found.ray_address}: Ray would go to that cluster; "

@@ -135,7 +135,7 @@ def check_drawable(path: object) -> None:
         import rasterio.features
         import rasterio.warp  # noqa: F401
     except ModuleNotFoundError as e:
-        raise UsageError(f"{path}: polygons as masks need rasterio: pip install 'raysegment[geo]'") from e
+        raise UsageError(f"{path}: polygons as masks need rasterio: pip install 'raysegment[vector]'") from e
 
 
 def _in_pixels(layer: Layer, image: Raster, path: str) -> list[dict[str, Any]]:
