@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from raysegment import console
-from raysegment.errors import OutputExistsError
+from raysegment.errors import OutputExistsError, UsageError
 from raysegment.evaluation import EvaluateResult, evaluate
 from raysegment.geometry import Window
 from raysegment.inference.results import InferResult
 from raysegment.inference.run import infer
 from raysegment.mask.preview import preview
 from raysegment.scene import synth
+from raysegment.storage.objects import check_writable
 from raysegment.training import TrainResult, train
 
 #: Seeds of the scenes: what is trained on, validated on and held out never share a landscape.
@@ -76,12 +77,17 @@ def demo(out: str | Path = "demo-out", *, size: int = 4096) -> DemoResult:
     """Make scenes, train on some, segment a held-out one of `size` px, score it and draw it, all inside `out`.
 
     Called again after an interruption it goes on where it stopped. Raises OutputExistsError when `out` holds
-    something else.
+    something else, UsageError when nothing can be written there.
     """
     started = time.monotonic()
     folder = Path(out).absolute()
     if folder.exists() and any(folder.iterdir()) and not (folder / "training").is_dir():
         raise OutputExistsError(f"{folder} exists and holds no demo: name another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"cannot make the folder --out {folder}: {e.strerror}") from e
+    check_writable(folder, f"--out {out}")
     training, validation = folder / "training", folder / "validation"
     for i, seed in enumerate(_TRAINING_SEEDS):
         _scene_pair(training, f"scene{i}", _TRAINING_PX, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,13 @@ def test_wrong_usage(words: list[str], says: str, tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert says in done.output
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_no_right_to_write_is_known_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = unet_file(tmp_path / "model.safetensors")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(rs.UsageError, match="no right to write into"):
+        rs.export(path, to="pt2", out=tmp_path / "out.pt2")
 
 
 class Counting(nn.Module):

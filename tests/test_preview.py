@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from fractions import Fraction
@@ -364,8 +365,14 @@ def test_masks_without_a_coding(tmp_path: Path) -> None:
     assert list(preview(image, numbered, out=tmp_path / "r.png").classes) == ["sea", "ice"]
 
 
-def test_what_cannot_be_drawn_is_said(tmp_path: Path, scene: tuple[Path, Path]) -> None:
+def test_what_cannot_be_drawn_is_said(
+    tmp_path: Path, scene: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     image, mask = scene
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_: False)
+        with pytest.raises(UsageError, match=r"p\.png: no right to write into"):
+            preview(image, mask, out=tmp_path / "p.png")
     with pytest.raises(UsageError, match=r"p\.jpg.*\.png"):
         preview(image, mask, out=tmp_path / "p.jpg")
     with pytest.raises(UsageError, match="no folder"):

@@ -20,6 +20,7 @@ from raysegment.model.spec import Class
 from raysegment.raster import open_raster
 from raysegment.raster.open import open_plane
 from raysegment.raster.overview import mean_picture
+from raysegment.storage.objects import check_writable
 
 if TYPE_CHECKING:
     from raysegment.raster import Raster
@@ -210,6 +211,7 @@ def _target(out: Path, overwrite: bool) -> Path:
         raise UsageError(f"--out {out}: a preview is a PNG: give a name that ends in .png")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}")
+    check_writable(out.parent, f"--out {out}")
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out} is there already: pass --overwrite, or name another output")
     return out

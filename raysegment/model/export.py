@@ -24,6 +24,7 @@ from raysegment.model.model import Model, evaluating, probabilities
 from raysegment.model.onnx import OnnxNetwork, require
 from raysegment.model.sidecar import sidecar_path, sidecar_text
 from raysegment.model.spec import ModelSpec
+from raysegment.storage.objects import check_writable
 
 Format = Literal["onnx", "pt2"]
 
@@ -131,6 +132,7 @@ def _check_format(out: Path, to: str) -> None:
         raise UsageError(f"--out {out.name}: name it *.{to}, as --to says")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
+    check_writable(out.parent, f"--out {out}")
 
 
 def _check_free(out: Path, sidecar: bytes, overwrite: bool) -> None:
