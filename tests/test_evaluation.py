@@ -471,6 +471,15 @@ def test_the_command(tmp_path: Path, mask: Path) -> None:
     assert "best constant answer" in text
 
 
+def test_the_table_has_a_line_for_every_class_of_the_mean(tmp_path: Path, mask: Path) -> None:
+    truth = tif(tmp_path / "t.tif", np.full_like(SOURCE[TRUTH], SOURCE[0]))
+    result = evaluate(mask, truth)
+    shown = {line.split()[0]: line.split()[1:] for line in result.summary().splitlines()}
+    assert shown["water"] == ["0.0000"] * 4 + ["0"]
+    ious = [float(shown[name][0]) for name in ("land", "water", "city")]
+    assert np.mean(ious) == pytest.approx(result.mean_iou, abs=1e-4)
+
+
 def test_the_command_fails_in_one_line(tmp_path: Path, mask: Path) -> None:
     answer = CliRunner().invoke(app, ["evaluate", str(mask), str(tmp_path / "none.tif")])
     assert answer.exit_code == 2

@@ -54,7 +54,9 @@ class EvaluateResult:
         }
 
     def summary(self) -> str:
-        present = {n: s for n, s in self.classes.items() if s.support or s.precision}
+        # as `mean` has them: where the truth is, and where it is not but the prediction is
+        answered = map(sum, zip(*self.confusion, strict=True))
+        present = {n: s for (n, s), px in zip(self.classes.items(), answered, strict=True) if s.support or px}
         width = max([len("class"), *map(len, present)])
         lines = [f"{'class':<{width}}     IoU    Dice  precision  recall          pixels"]
         lines += [
