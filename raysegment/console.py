@@ -103,14 +103,20 @@ def fail(text: str, exit_code: int, trace: str = "") -> None:
         _tell(trace, sys.stderr)
     _tell(f"error: {text}", sys.stderr)
     if _settings.mode == "json":
-        _tell(json.dumps({"error": text, "exit_code": exit_code}, ensure_ascii=False), sys.stdout)
+        with contextlib.suppress(OSError):
+            _tell(json.dumps({"error": text, "exit_code": exit_code}, ensure_ascii=False), sys.stdout)
 
 
 def _tell(text: str, stream: TextIO) -> None:
-    """Print a line. Where its reader has left (`| head`, a `| tee` that Ctrl-C ended), the work goes on unheard."""
+    """Print a line. Where its reader has left (`| head`, a `| tee` that Ctrl-C ended), the work goes on unheard.
+
+    Talk that cannot be written (to a log on a full disk) ends no work either; a result that cannot is an OSError.
+    """
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as e:
+        if not isinstance(e, BrokenPipeError) and stream is sys.stdout:
+            raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         # what is still in the buffer goes there, too
         os.dup2(nowhere, stream.fileno())
