@@ -493,6 +493,7 @@ def test_the_command_says_what_to_do_next(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert {Path(f).suffix for f in said["files"]} == {".sbatch", ".scrontab"}
-    assert said["apply"][0] == f"sbatch {tmp_path}/out/nightly.sbatch"
+    (apply,) = said["apply"]
+    assert apply.startswith(f"scrontab {tmp_path}/out/nightly.scrontab  # it replaces your scrontab")
     wrong = CliRunner().invoke(app, [*words, "--ray-cron-job"])
     assert (wrong.exit_code, "it is for Kubernetes alone" in wrong.stderr) == (2, True)

@@ -27,8 +27,13 @@ def slurm(job: JobFile, site: Site) -> Rendered:
     zone = job.schedule.timezone
     lines = [f"{entry.line} {guarded(f'sbatch {script}', entry.guard, zone)}" for entry in entries]
     seconds, memory = longest(job), job.cluster.memory
-    apply = (f"sbatch {script}", f"scrontab {shlex.quote(str(site.folder / f'{job.name}.scrontab'))}")
+    file = shlex.quote(str(site.folder / f"{job.name}.scrontab"))
+    # scrontab takes a file alone, nothing from a pipe that could join the two
+    apply = (
+        f"scrontab {file}  # it replaces your scrontab: where you have one, add the lines with scrontab -e"
+    )
     values = {
+        "submit": f"sbatch {script}",
         "apply": apply,
         "minutes": None if seconds is None else -(-seconds // 60),
         "megabytes": None if memory is None else parse_bytes(memory) >> 20,
@@ -36,5 +41,6 @@ def slurm(job: JobFile, site: Site) -> Rendered:
     }
     scrontab = render("scrontab", job, site, lines=lines, guarded=entries[0].guard is not None, **values)
     return Rendered(
-        {f"{job.name}.sbatch": render("sbatch", job, site, **values), f"{job.name}.scrontab": scrontab}, apply
+        {f"{job.name}.sbatch": render("sbatch", job, site, **values), f"{job.name}.scrontab": scrontab},
+        (apply,),
     )
