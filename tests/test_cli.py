@@ -372,6 +372,23 @@ def test_a_reader_that_leaves_ends_nothing(closed: str) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize(("full", "code"), [("stderr", 0), ("stdout", 1)])
+def test_a_full_disk_under_the_log_ends_nothing_and_under_the_result_is_one_line(
+    full: str, code: int
+) -> None:
+    with open("/dev/full", "w") as disk, open(os.devnull, "w") as nowhere:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: disk}
+        words = [sys.executable, "cli.py", "inspect", str(nowhere.name), "--json"]
+        missing = subprocess.run(words, text=True, cwd=ROOT, check=False, **streams)
+        words = [sys.executable, "cli.py", "--version"]
+        done = subprocess.run(words, text=True, cwd=ROOT, check=False, **streams)
+    assert (missing.returncode, done.returncode) == (2, code)
+    if full == "stdout":
+        assert missing.stderr.count("\n") == done.stderr.count("\n") == 1
+    else:
+        assert json.loads(missing.stdout)["exit_code"] == 2
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_process_that_is_interrupted_exits_with_130(sent: signal.Signals) -> None:
     code = (
