@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import tempfile
 import warnings
@@ -181,10 +182,16 @@ def _write(program: ExportedProgram, path: Path, to: Format) -> None:
         if to == "pt2":
             torch.export.save(program, path)
             return
+        talk = logging.getLogger("torch.onnx")
+        level = talk.level
+        # it warns of every library that it could express, too, and that is not installed
+        talk.setLevel(logging.ERROR)
         try:
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
         except Exception as e:  # an operator that ONNX lacks
             raise InputError(f"the network cannot be expressed in ONNX: {first_line(e)}; try --to pt2") from e
+        finally:
+            talk.setLevel(level)
         assert exported is not None
         exported.save(path, external_data=False)
 
