@@ -18,7 +18,6 @@ from raysegment.cli.app import app
 from raysegment.inference.job import Job
 from raysegment.inference.least_memory import convolution_bytes
 from raysegment.inference.options import request_of
-from raysegment.inference.scratch import Scratch
 from raysegment.model.architectures import build
 from raysegment.model.file import save_model
 from raysegment.model.spec import default_classes
@@ -273,7 +272,7 @@ def test_damaged_or_foreign_metadata_at_the_output_is_no_mask_of_ours(
     fails(2, *words, says="is no mask of raysegment")
     assert (there / "zarr.json").read_bytes() == content
     job = Job.open([(scene, tmp_path / "m.zarr")], model, request_of({"probabilities": True}), None)
-    assert job.finished_mask(job.images[0], Scratch(tmp_path / "s"), overwrite=True) is None  # it makes room
+    assert job.finished_mask(job.images[0], overwrite=True) is None  # it makes room
 
 
 def first_tile(path: Path) -> tuple[int, int]:

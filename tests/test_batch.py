@@ -358,6 +358,35 @@ def test_an_image_that_is_gone_for_a_night_leaves_nothing_half_made(job: Job) ->
     assert job.counts() == (1, 4, 0)
 
 
+@pytest.mark.parametrize("plan_is", ["dropped", "of another version"])
+def test_half_a_mask_is_ours_without_its_plan(job: Job, plan_is: str) -> None:
+    for i in range(1, 5):
+        job.image(i).unlink()
+    save_image(job.image(0), 0, size=200)  # of nine blocks
+    job.write(settings=SETTINGS + "probabilities = true")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(7, patch)
+        with pytest.raises(KeyboardInterrupt):
+            job.run()
+    plan_file = job.folder / "masks/.raysegment/nightly/scratch/plan.json"
+    if plan_is == "dropped":  # by a night of other settings that came no further
+        job.write(settings=SETTINGS + "probabilities = true\nblend = 'linear'")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("raysegment.inference.joining.measured_plan", _fails)
+            assert job.counts() == (0, 0, 1)
+        assert not plan_file.exists()
+    else:
+        plan_file.write_text(json.dumps({**json.loads(plan_file.read_text()), "version": 99}))
+    assert job.mask(0).exists()
+    assert finished(job.mask(0)) is None
+    assert job.counts(retry=True) == (1, 0, 0)
+    assert finished(job.mask(0)) is not None
+
+
+def _fails(*_: Any) -> Any:
+    raise WorkError("the network answers NaN")
+
+
 def test_a_plan_holds_no_more_than_what_is_to_be_done(job: Job) -> None:
     job.write(more='[schedule]\ndeadline = "0.01s"')
     assert job.counts() == (0, 0, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,13 +34,19 @@ from typer.testing import CliRunner
 import raysegment as rs
 from raysegment import console
 from raysegment.cli.app import app
-from raysegment.errors import InputError, WorkError
+from raysegment.errors import InputError, OutputExistsError, WorkError
+from raysegment.geometry import Size, Window
 from raysegment.inference.estimate import plan
+from raysegment.inference.job import check_in_the_way
 from raysegment.inference.plan import Plan
 from raysegment.inference.record import RecordFile
 from raysegment.inference.results import InferResult, InferResults
 from raysegment.inference.run import infer
+from raysegment.mask import store
+from raysegment.mask.coding import read_coding, read_field
+from raysegment.mask.field import FieldStore
 from raysegment.mask.outputs import side_path
+from raysegment.mask.store import MaskStore, finished, is_ours, remove_store
 from raysegment.model.architectures import build
 from raysegment.model.file import load_model, save_model
 from raysegment.model.model import Model
@@ -585,6 +592,65 @@ def test_workers_keep_within_the_memory_they_are_given(
     code, answer, said = command(*words, "--out", out)
     assert code == 0, said
     assert answer["peak_rss_bytes"] <= float(most[:-1]) * {"M": 1e6, "G": 1e9}[most[-1]]
+
+
+# ── what is half made ────────────────────────────────────────────────────────────
+
+
+def half_made(source: Path, out: Path, **call: Any) -> None:
+    """Interrupt `infer` after the mask was begun."""
+
+    def interrupted(self: FieldStore, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FieldStore, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            infer(source, out=out, **call)
+    assert (out / "0").is_dir()
+    assert finished(out) is None
+
+
+def test_half_a_mask_whose_scratch_was_deleted_is_begun_anew(tmp_path: Path, here: None) -> None:
+    source, out = write(tmp_path / "a.tif", noise(300, 300)), tmp_path / "m.zarr"
+    call: dict[str, Any] = {"model": contrasting(2), **SETTINGS, "uncertainty": True}
+    infer(source, out=tmp_path / "whole.zarr", **call)
+    half_made(source, out, **call)
+    shutil.rmtree(tmp_path / "m.zarr.scratch")
+    for path in (out, side_path(out, "uncertainty")):
+        assert is_ours(path)
+        assert read_coding(path / "0") is read_field(path / "0") is None
+    infer(source, out=out, **call)
+    for name in ("", ".uncertainty"):
+        assert files(tmp_path / f"m{name}.zarr") == files(tmp_path / f"whole{name}.zarr")
+
+
+def test_what_is_cut_short_is_ours_from_its_first_moment_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.zarr"
+    (out / "0").mkdir(parents=True)
+    (out / "0" / "zarr.0123abcd.partial").touch()  # as zarr writes a file
+    check_in_the_way(out, overwrite=False)
+    (out / "0" / "scan.partial").touch()
+    with pytest.raises(OutputExistsError, match="no mask of raysegment"):
+        check_in_the_way(out, overwrite=False)
+    shutil.rmtree(out)
+    mask = MaskStore(out, Size(1500, 1500), np.dtype(np.uint8), 1024)
+    mask.create()
+    mask.write(0, Window(y=0, x=0, height=1024, width=1024), np.zeros((1024, 1024), np.uint8))
+    remove, removed = store.remove, []
+
+    def remembered(path: Path) -> None:
+        if path != out:
+            remove(path)
+            check_in_the_way(out, overwrite=False)
+            removed.append(path.relative_to(out).as_posix())
+
+    monkeypatch.setattr(store, "remove", remembered)
+    remove_store(out)
+    assert set(removed) == {"zarr.json", "0/c", "1"}
+    assert [p.name for p in out.rglob("*") if p.is_file()] == ["zarr.json"]
 
 
 # ── several images ───────────────────────────────────────────────────────────────

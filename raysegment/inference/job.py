@@ -143,14 +143,14 @@ class Job:
         lacks = [n for n in self.sides if not (side_path(image.out, n) / "zarr.json").is_file()]
         return self.differences(image, about["recipe"]) + lacks
 
-    def finished_mask(self, image: Image, scratch: Scratch, overwrite: bool) -> dict[str, Any] | None:
+    def finished_mask(self, image: Image, overwrite: bool) -> dict[str, Any] | None:
         """What the finished mask of this very call says of itself; None when there is work to do.
 
         Raises OutputExistsError when something else is in the way.
         """
         for path in (image.out, *(side_path(image.out, name) for name in self.sides)):
             if path.exists():
-                self.check_in_the_way(path, scratch, overwrite)
+                check_in_the_way(path, overwrite)
         about = finished(image.out)
         if about is None:
             return None
@@ -161,16 +161,6 @@ class Job:
                 "pass --overwrite to replace it, or name another output"
             )
         return None if differences else about
-
-    def check_in_the_way(self, path: Location, scratch: Scratch, overwrite: bool) -> None:
-        """Raise OutputExistsError for something at an output that is none of ours."""
-        if is_ours(path):
-            return
-        plan = scratch.load_plan(overwrite=overwrite)
-        unfinished = plan is not None and _is_planned(path, plan)
-        empty = path.is_dir() and not any(path.iterdir())
-        if not (unfinished or empty or (overwrite and _is_zarr(path))):
-            raise OutputExistsError(f"{path} exists and is no mask of raysegment: name another output")
 
     def resume(self, todo: Sequence[Image], scratch: Scratch, overwrite: bool) -> Plan | None:
         """The plan of the run that was interrupted, where it is this very call's. The scratch must be locked.
@@ -254,6 +244,13 @@ class Job:
         return plan.model_copy(update={"images": images})
 
 
+def check_in_the_way(path: Location, overwrite: bool) -> None:
+    """Raise OutputExistsError for something at an output that is none of ours. What is ours and unfinished may be
+    begun anew: nothing of it is a result."""
+    if not (is_ours(path) or _is_empty(path) or (overwrite and _is_zarr(path))):
+        raise OutputExistsError(f"{path} exists and is no mask of raysegment: name another output")
+
+
 def check_space(plan: Plan, copies: int, scratch: Location) -> None:
     """Raises UsageError when scratch, with `copies` bytes of copied sources, and masks would not fit on their disks.
 
@@ -280,10 +277,14 @@ def check_space(plan: Plan, copies: int, scratch: Location) -> None:
     )
 
 
-def _is_planned(path: Location, plan: Plan) -> bool:
-    """Whether a plan writes there: a mask, or what lies beside one."""
-    masks = [location(image.output) for image in plan.images]
-    return path in masks or any(path == side_path(mask, name) for mask in masks for name in SIDE_OUTPUTS)
+def _is_empty(path: Location) -> bool:
+    """Whether it is a folder without a file; a run that was killed in its first moment leaves a temporary one."""
+    if isinstance(path, Url):
+        return path.is_dir() and not any(path.iterdir())
+    begun = path / "0"
+    return path.is_dir() and all(
+        p.match("0/zarr.*.partial") or (p == begun and begun.is_dir()) for p in path.rglob("*")
+    )
 
 
 def _is_zarr(path: Location) -> bool:

@@ -13,7 +13,7 @@ from raysegment.inference.plan import ImagePlan, Plan
 from raysegment.inference.request import choose_tile
 from raysegment.inference.resolve import copy_dear_sources, draft, is_dear, measured_plan, planned
 from raysegment.mask.outputs import SIDE_OUTPUTS, side_path
-from raysegment.mask.store import finished, remove_store
+from raysegment.mask.store import finished, is_ours, remove_store
 from raysegment.storage import location
 from raysegment.storage.objects import is_passing
 
@@ -68,14 +68,14 @@ class Joining:
         return plan if asked == (plan.model, plan.tile, plan.overlap) else None
 
     def _clear_half_made(self, plan: Plan) -> None:
-        """Remove half-made masks of images that are not wanted now: once the plan is gone nothing says that they are
-        ours."""
+        """Remove half-made masks of images that are not wanted now: once the plan is gone nobody looks for them."""
         wanted = {str(image.out) for image in self.todo.values()}
         for made in plan.images:
             out = location(made.output)
             if made.output not in wanted and finished(out) is None:
                 for path in (out, *(side_path(out, name) for name in SIDE_OUTPUTS)):
-                    remove_store(path)
+                    if is_ours(path):
+                        remove_store(path)
 
     def _kept(self, plan: Plan) -> dict[int, ImagePlan]:
         """What the plan says of images that are still the same, by their places in the call. Forgets what is left of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from raysegment.errors import OutputExistsError, RaysegmentError, WorkError
 from raysegment.inference.finish import InferredImage, finish_image
 from raysegment.inference.image import Image
-from raysegment.inference.job import Job
+from raysegment.inference.job import Job, check_in_the_way
 from raysegment.inference.joining import Joining
 from raysegment.inference.options import worker_count
 from raysegment.inference.plan import Plan
@@ -119,7 +119,7 @@ class _Run:
         try:
             for path in (image.out, *(side_path(image.out, name) for name in self.job.sides)):
                 if path.exists():
-                    self.job.check_in_the_way(path, self.scratch, overwrite=False)
+                    check_in_the_way(path, overwrite=False)
         except OutputExistsError as e:
             self._fail(at, str(e), False)
             return

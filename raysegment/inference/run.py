@@ -105,12 +105,12 @@ def infer(
     root = location(out)
     folder = Scratch(location(scratch) if scratch is not None else root.with_name(root.name + ".scratch"))
     job.check()
-    done, todo = _finished(job, folder, overwrite)
+    done, todo = _finished(job, overwrite)
     if todo:
         folder.check()
         try:
             with folder.lock() as check_lock:
-                done, todo = _finished(job, folder, overwrite)
+                done, todo = _finished(job, overwrite)
                 if todo:
                     _work(job, todo, folder, workers, overwrite, self_check, done, check_lock)
                 folder.remove()
@@ -121,14 +121,12 @@ def infer(
     return _result(job, done, root, time.monotonic() - started, is_one=root.suffix == ".zarr")
 
 
-def _finished(
-    job: Job, folder: Scratch, overwrite: bool
-) -> tuple[dict[int, InferredImage], dict[int, Image]]:
+def _finished(job: Job, overwrite: bool) -> tuple[dict[int, InferredImage], dict[int, Image]]:
     """Images whose masks are finished, and those that are to be done, by their place in the call."""
     done: dict[int, InferredImage] = {}
     todo: dict[int, Image] = {}
     for index, image in enumerate(job.images):
-        about = job.finished_mask(image, folder, overwrite)
+        about = job.finished_mask(image, overwrite)
         if about is None:
             todo[index] = image
         else:

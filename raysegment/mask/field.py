@@ -10,7 +10,7 @@ from zarr.codecs import ZstdCodec
 
 from raysegment.geometry import Size, Window
 from raysegment.mask.coding import FIELD_KEY
-from raysegment.mask.store import MaskHeader, chunk_edge, multiscale, placement, sweep, write_whole
+from raysegment.mask.store import BEGUN, MaskHeader, chunk_edge, multiscale, placement, sweep, write_whole
 from raysegment.storage import Location
 from raysegment.storage.objects import zarr_store
 
@@ -36,6 +36,7 @@ class FieldStore:
             dtype=np.uint8,
             compressors=ZstdCodec(level=3),
             fill_value=0,
+            attributes=BEGUN,
             dimension_names=(*("c" for _ in leading), "y", "x"),
         )
 

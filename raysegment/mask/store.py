@@ -2,7 +2,8 @@
 
 Root attributes, besides ``ome``: ``raysegment`` (class coding, nodata, origin, recipe) and, for a georeferenced
 source, ``proj:code`` or ``proj:wkt2`` and ``spatial:transform``. Nothing in the store names a time, a host or a run.
-The root ``zarr.json`` is written last: while it is missing, there is no mask.
+The root ``zarr.json`` is written last: while it is missing, there is no mask. Whose it is then, level 0 says: its array
+has an attribute ``raysegment``, which is empty.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from raysegment.mask.coding import FIELD_KEY, KEY
 from raysegment.model.spec import Class
 from raysegment.raster.protocol import PixelSize, Transform
 from raysegment.storage import Location
-from raysegment.storage.objects import remove, zarr_store
+from raysegment.storage.objects import children, remove, zarr_store
 
 #: The smallest level of the pyramid is not larger than this.
 TOP_LEVEL_PX = 1024
 CHUNK_PX = 1024
+#: Attributes of level 0 of all that is written here: while there is no root, they say whose it is.
+BEGUN: dict[str, Any] = {KEY: {}}
 _OME_UNITS = {"um": "micrometer", "m": "meter"}
 
 
@@ -91,6 +94,7 @@ class MaskStore:
                 dtype=self.dtype,
                 compressors=ZstdCodec(level=3),
                 fill_value=int(np.iinfo(self.dtype).max),
+                attributes=BEGUN if level == 0 else None,
                 dimension_names=("y", "x"),
             )
 
@@ -133,8 +137,12 @@ def sweep(path: Location) -> None:
 
 
 def remove_store(path: Location) -> None:
-    """Delete a mask or what lies beside one, its root first: what is left of it, if that is cut short, is no mask."""
+    """Delete a mask or what lies beside one: what is left of it, if that is cut short, is no mask, and still ours."""
     remove(path / "zarr.json")
+    if path.exists():
+        for name in children(path):
+            # the metadata of level 0 says whose it is
+            remove(path / name / "c" if name == "0" else path / name)
     remove(path)
 
 
@@ -171,16 +179,18 @@ def mode_2x2(labels: np.ndarray) -> np.ndarray:
 def finished(path: Location) -> dict[str, Any] | None:
     """What a finished mask of ours at `path` says of itself (its ``raysegment`` attributes), or None: also where
     somebody else's, or damaged, metadata lies."""
-    about = _root_attributes(path).get(KEY)
+    about = _stored_attributes(path).get(KEY)
     return about if _is_complete(about) else None
 
 
 def is_ours(path: Location) -> bool:
-    """Whether a finished mask of ours lies there, or what is written beside one."""
-    return finished(path) is not None or FIELD_KEY in _root_attributes(path)
+    """Whether a mask of ours lies there, or what is written beside one: finished, or begun and never finished."""
+    if not (path / "zarr.json").is_file():
+        return KEY in _stored_attributes(path / "0")
+    return finished(path) is not None or FIELD_KEY in _stored_attributes(path)
 
 
-def _root_attributes(path: Location) -> dict[str, Any]:
+def _stored_attributes(path: Location) -> dict[str, Any]:
     """Attributes of the Zarr at `path`; none where its metadata is missing or cannot be understood."""
     if not (path / "zarr.json").is_file():
         return {}
