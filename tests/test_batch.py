@@ -554,6 +554,44 @@ def test_only_what_is_new(job: Job) -> None:
     assert job.counts() == (1, 0, 0)
 
 
+def test_a_new_image_takes_nobodys_mask(job: Job) -> None:
+    for i in range(1, 5):
+        job.image(i).unlink()
+    job.write(output="masks/{stem}.zarr")
+    job.run()
+    mask = job.folder / "masks/s0.zarr"
+    before, content, lastweek = files(mask), job.image(0).read_bytes(), time.time() - 7 * 86400
+    os.utime(job.image(0), (lastweek, lastweek))
+    new = job.folder / "scenes/new/s0.tif"
+    save_image(new, 9)
+    text = job.file.read_text()
+    taken = rf"{mask} is the mask of {job.image(0)}, .*, and would become that of {new}: tell them apart"
+    job.file.write_text(text.replace("[model]", 'newer_than = "48h"\n[model]'))
+    with pytest.raises(UsageError, match=taken):
+        job.run()
+    job.image(0).unlink()
+    job.file.write_text(text)
+    with pytest.raises(UsageError, match=taken):
+        job.run()
+    assert files(mask) == before
+
+    new.write_bytes(content)  # the old one was only moved
+    assert job.counts() == (1, 0, 0)
+    assert files(mask) == before
+    assert list(job.ledger) == [str(new)]
+    save_image(new, 10)  # it is its own now
+    assert job.counts() == (1, 0, 0)
+    assert files(mask) != before
+
+    new.unlink()
+    save_image(job.image(0), 11)
+    with pytest.raises(UsageError, match="or move that mask away"):
+        job.run()
+    mask.rename(job.folder / "kept.zarr")
+    assert job.counts() == (1, 0, 0)
+    assert list(job.ledger) == [str(job.image(0))]
+
+
 def test_a_name_that_is_no_unicode_is_a_name(job: Job) -> None:
     odd = job.image(5).with_name("g\udcfcn.tif")  # "grün" as Latin-1 writes it
     save_image(odd, 5, size=200)

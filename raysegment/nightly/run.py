@@ -137,6 +137,8 @@ def _work(run: Run, night: Night, todo: Todo) -> BatchResult:
     """Segment, in the lock; whatever happens is told."""
     said = f", {len(todo.set_aside)} set aside before" if todo.set_aside else ""
     console.say(f"{run.job.name}: {len(todo.work)} of {counted(todo.images, 'image')} to do{said}")
+    for source in todo.forgotten:
+        del night.ledger.images[source]
     for source, entry in todo.touched.items():
         night.ledger.images[source] = entry
     for found, claim in todo.work:

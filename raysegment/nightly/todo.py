@@ -12,6 +12,8 @@ from raysegment.errors import UsageError
 from raysegment.nightly.discovery import Found
 from raysegment.nightly.job import JobFile
 from raysegment.nightly.ledger import Entry, Ledger
+from raysegment.storage import location
+from raysegment.storage.objects import before_work
 
 #: Options that decide how the work is done, and not the mask.
 _HOW = ("device", "batch_size", "block", "max_memory")
@@ -29,6 +31,8 @@ class Todo:
     """Images that failed before and are the same since, with the reason."""
     touched: dict[str, Entry] = field(default_factory=dict)
     """Images whose listing changed and whose content did not: what the ledger is to say."""
+    forgotten: list[str] = field(default_factory=list)
+    """Of the ledger: images whose mask is another's from now on, to which they were moved, or is not there any more."""
 
     @property
     def images(self) -> int:
@@ -54,7 +58,7 @@ def decide(
 ) -> Todo:
     """Sort the images found. `began`: of the run, in the job's time zone; `retry`: those set aside, too.
 
-    Raises UsageError when two images would become one mask.
+    Raises UsageError when two images would become one mask, or a new one that of one that was done before.
     """
     todo = Todo()
     pattern = job.output_pattern
@@ -95,7 +99,36 @@ def decide(
             run=run,
         )
         todo.work.append((one, claim))
+    todo.forgotten = _forgotten(todo, ledger, {one.source for one in found})
     return todo
+
+
+def _forgotten(todo: Todo, ledger: Ledger, listed: set[str]) -> list[str]:
+    """Images of the ledger whose places others take rightly. Raises UsageError where one is taken wrongly."""
+    working = {one.source for one, _ in todo.work}
+    holders = {
+        entry.output: source
+        for source, entry in ledger.images.items()
+        if entry.state != "failed" and source not in working
+    }
+    found = []
+    for one, claim in todo.work:
+        own, holder = ledger.images.get(one.source), holders.get(claim.output)
+        if holder is None or (own is not None and own.output == claim.output):
+            continue
+        is_moved = holder not in listed and _is_copy(one, ledger.images[holder])
+        if not is_moved and _has_mask(claim.output):
+            raise UsageError(
+                f"{claim.output} is the mask of {holder}, made before, and would become that of {one.source}: "
+                "tell them apart in [output] path, with {relpath} or {parent}, or move that mask away"
+            )
+        found.append(holder)
+    return found
+
+
+def _has_mask(output: str) -> bool:
+    with before_work():
+        return (location(output) / "zarr.json").is_file()
 
 
 def _output(pattern: str, one: Found, began: datetime) -> str:
@@ -107,3 +140,11 @@ def _is_same(one: Found, entry: Entry) -> bool:
     if (one.size, one.tag) == (entry.size, entry.tag):
         return True
     return one.size == entry.size and entry.digest is not None and one.digest() == entry.digest
+
+
+def _is_copy(one: Found, entry: Entry) -> bool:
+    """Whether an image has the content of one of another name. Files of equal size and time need not be the same."""
+    if one.size != entry.size:
+        return False
+    digest = one.digest()
+    return digest == entry.digest if digest is not None else one.tag == entry.tag != ""
