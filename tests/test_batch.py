@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import os
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from raysegment.mask.store import finished
 from raysegment.model.architectures import build
 from raysegment.model.file import save_model
 from raysegment.model.spec import ModelSpec, default_classes
-from raysegment.nightly import run
+from raysegment.nightly import report, run
 from raysegment.nightly.discovery import discover
 from raysegment.nightly.job import load_job
 from raysegment.nightly.ledger import Ledger
@@ -678,6 +679,60 @@ def test_the_webhook_is_told(
         p.read_text() for p in job.folder.rglob("*") if p.suffix in (".json", ".html") and p.is_file()
     )
     assert "secret-token" not in everything
+
+
+def test_pictures_come_after_all_that_programs_read(
+    job: Job, hook: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(2, 5):
+        job.image(i).unlink()
+    levels = [np.zeros((size, size), np.uint8) for size in (96, 48)]
+    with tifffile.TiffWriter(job.image(1)) as tiff:
+        tiff.write(levels[0], tile=(32, 32), subifds=1)
+        tiff.write(levels[1], tile=(32, 32), subfiletype=1)
+    drawn: list[str] = []
+    draw = report.preview
+
+    def told(image: str, *args: Any, **how: Any) -> Any:
+        drawn.append(Path(image).name)
+        assert json.loads((job.folder / "reports/report.json").read_text())["counts"]["done"] == 2
+        assert run.status(job.file).runs[-1]["counts"]["done"] == 2
+        if hook[1]:  # the third night
+            raise KeyboardInterrupt
+        return draw(image, *args, **how)
+
+    monkeypatch.setattr(report, "preview", told)
+    monkeypatch.setattr(report, "_EDGE_PX", 16)
+    monkeypatch.setattr(report, "MOST_READ_PX", 48 * 48)  # of its overview
+    about = '[report]\npath = "reports"\n'
+    job.write(more=about)
+    job.run()
+    assert drawn == ["s1.tif"]
+    page = (job.folder / "reports/report.html").read_text()
+    assert page.count("data:image/png") == 1
+
+    job.write(settings=SETTINGS + "blend = 'linear'", more=f'{about}webhook = "{hook[0]}"')
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(5, patch)  # in the middle of the second
+        with pytest.raises(KeyboardInterrupt):
+            job.run()
+    assert drawn == ["s1.tif"]
+    assert "Interrupted" in (job.folder / "reports/report.html").read_text()
+    job.write(settings=SETTINGS + "blend = 'none'", more=f'{about}webhook = "{hook[0]}"')
+    with pytest.raises(KeyboardInterrupt):
+        job.run()
+    assert drawn == ["s1.tif"] * 2
+    assert [one["ended_by"] for one in hook[1]] == ["interrupted", "done"]
+
+
+def test_past_the_deadline_nothing_is_drawn(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(1, 5):
+        job.image(i).unlink()
+    moments = iter([math.inf])  # for the work
+    monkeypatch.setattr(run.Run, "until", property(lambda _: next(moments, 1.0)))
+    monkeypatch.setattr(report, "preview", None)
+    monkeypatch.setattr(report, "pixels_read", None)
+    assert job.counts() == (1, 0, 0)
 
 
 def test_the_last_nights_are_a_table(job: Job) -> None:

@@ -19,7 +19,7 @@ from raysegment.mask.overview import NOTHING, Area, classes_of, mode_picture
 from raysegment.model.spec import Class
 from raysegment.raster import open_raster
 from raysegment.raster.open import open_plane
-from raysegment.raster.overview import mean_picture
+from raysegment.raster.overview import level_for, mean_picture
 from raysegment.storage.objects import check_writable
 
 if TYPE_CHECKING:
@@ -103,6 +103,18 @@ def preview(
     picture = draw(Scene(colours, share, codes, classes), shares, side_by_side=layout == "side")
     save(picture, target)
     return PreviewResult(str(out), (picture.height, picture.width), shown, scale, shares)
+
+
+def pixels_read(image: str | os.PathLike[str], mask: str | os.PathLike[str], max_size: int) -> int:
+    """How many pixels of the image :func:`preview` reads for a picture of all that the mask covers: of its nearest
+    pyramid level. Raises InputError."""
+    under, over, coding = open_raster(image), open_plane(mask, None), read_coding(mask)
+    try:
+        shown = Placement.of(under, over, coding).covers
+        return level_for(under, shown, picture_size(shown, max_size)[0])[1].area
+    finally:
+        under.close()
+        over.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,25 +211,34 @@ def _ending(error: BaseException) -> tuple[str, int]:
 def _tell(run: Run, ledger: Ledger, record: dict[str, Any]) -> str:
     """Write the ledger and the report, keep the record, call the webhook; the path of report.json.
 
-    Each is done whatever becomes of the others. Raises WorkError for the first that could not be written.
+    Each is done whatever becomes of the others. The page comes after what programs read, for its pictures take a
+    while; a run that was stopped or failed, or is past its deadline, does without. Raises WorkError for the first that
+    could not be written.
     """
-    from raysegment.nightly.report import write_report
+    from raysegment.nightly.report import write_page, write_report
+
+    def page() -> None:
+        is_late = run.until is not None and time.time() >= run.until
+        write_page(run.reports, record, has_time=record["ended_by"] == "done" and not is_late)
 
     unwritten = None
-    for write in (
-        ledger.save,
-        lambda: write_report(run.reports, record),
-        lambda: ledger.save_run(run.id, record),
-    ):
-        try:
-            write()
-        except (OSError, StorageError) as e:
-            why = e if isinstance(e, StorageError) else f"{e.filename or run.reports}: {e.strerror or e}"
-            unwritten = unwritten or WorkError(f"{why}: mend that; the masks that are finished stay")
-            if record["exit_code"] in (0, 3):
-                record.update(ended_by=str(unwritten), exit_code=1)
-    if run.job.report.webhook is not None:
-        notify(run.job.report.webhook, {key: value for key, value in record.items() if key != "images"})
+    try:
+        for write in (
+            ledger.save,
+            lambda: write_report(run.reports, record),
+            lambda: ledger.save_run(run.id, record),
+            page,
+        ):
+            try:
+                write()
+            except (OSError, StorageError) as e:
+                why = e if isinstance(e, StorageError) else f"{e.filename or run.reports}: {e.strerror or e}"
+                unwritten = unwritten or WorkError(f"{why}: mend that; the masks that are finished stay")
+                if record["exit_code"] in (0, 3):
+                    record.update(ended_by=str(unwritten), exit_code=1)
+    finally:  # also of who is stopped while it draws
+        if run.job.report.webhook is not None:
+            notify(run.job.report.webhook, {key: value for key, value in record.items() if key != "images"})
     if unwritten is not None:
         raise unwritten
     return str(record["report"])
