@@ -22,7 +22,7 @@ import tifffile
 from alone import without_ray
 
 from raysegment import console
-from raysegment.errors import InputError, LockedError, UsageError, WorkError
+from raysegment.errors import GoneError, InputError, LockedError, UsageError, WorkError
 from raysegment.inference import many, worker
 from raysegment.inference.worker import InferenceWorker
 from raysegment.mask.store import finished
@@ -291,6 +291,16 @@ def test_a_full_disk_is_no_images_fault(job: Job, monkeypatch: pytest.MonkeyPatc
     told = run.status(job.file).runs[-1]
     assert (told["exit_code"], told["counts"]["left"]) == (1, 5)
     assert "No space left" in told["ended_by"]
+
+
+def test_a_storage_that_refuses_is_said_as_it_is(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> Any:
+        raise GoneError("cannot read s3://b/x: it does not exist")
+
+    monkeypatch.setattr(many, "finish_image", gone)
+    with pytest.raises(GoneError, match=r"^cannot read s3://b/x: it does not exist$"):
+        job.run()
+    assert run.status(job.file).runs[-1]["ended_by"] == "cannot read s3://b/x: it does not exist"
 
 
 def test_a_region_that_cannot_be_read_is_told(job: Job) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from raysegment.errors import OutputExistsError, RaysegmentError, WorkError
+from raysegment.errors import OutputExistsError, RaysegmentError, StorageError, WorkError
 from raysegment.inference.finish import InferredImage, finish_image
 from raysegment.inference.image import Image
 from raysegment.inference.job import Job, check_in_the_way
@@ -88,6 +88,8 @@ def infer_many(
             clock = run.work(workers, until, self_check)
             if not run.todo:
                 folder.remove()
+    except StorageError:  # GoneError is an OSError, too
+        raise
     except OSError as e:
         raise WorkError(f"{e.filename or scratch}: {e.strerror or e}: mend that and repeat the call") from e
     return clock
