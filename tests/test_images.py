@@ -44,7 +44,6 @@ from raysegment.inference.results import InferResult, InferResults
 from raysegment.inference.run import infer
 from raysegment.mask import store
 from raysegment.mask.coding import read_coding, read_field
-from raysegment.mask.field import FieldStore
 from raysegment.mask.outputs import side_path
 from raysegment.mask.store import MaskStore, finished, is_ours, remove_store
 from raysegment.model.architectures import build
@@ -597,17 +596,21 @@ def test_workers_keep_within_the_memory_they_are_given(
 # ── what is half made ────────────────────────────────────────────────────────────
 
 
-def half_made(source: Path, out: Path, **call: Any) -> None:
-    """Interrupt `infer` after the mask was begun."""
+def half_made(source: Path, out: Path, shards: int = 1, **call: Any) -> None:
+    """Interrupt `infer` when so many shards of the mask are written."""
+    write, written = MaskStore.write, []
 
-    def interrupted(self: FieldStore, *_: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupted(self: MaskStore, level: int, window: Window, labels: np.ndarray) -> None:
+        if len(written) == shards:
+            raise KeyboardInterrupt
+        written.append(window)
+        write(self, level, window, labels)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FieldStore, "write", interrupted)
+        patch.setattr(MaskStore, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             infer(source, out=out, **call)
-    assert (out / "0").is_dir()
+    assert (out / "0" / "c").is_dir()
     assert finished(out) is None
 
 
@@ -620,6 +623,22 @@ def test_half_a_mask_whose_scratch_was_deleted_is_begun_anew(tmp_path: Path, her
     for path in (out, side_path(out, "uncertainty")):
         assert is_ours(path)
         assert read_coding(path / "0") is read_field(path / "0") is None
+    infer(source, out=out, **call)
+    for name in ("", ".uncertainty"):
+        assert files(tmp_path / f"m{name}.zarr") == files(tmp_path / f"whole{name}.zarr")
+
+
+@pytest.mark.parametrize(
+    "other", [{"blend": "none"}, {"block": 90}, {"uncertainty": False}], ids=["recipe", "block", "sides"]
+)
+def test_what_another_scratch_began_is_not_gone_on_with(
+    tmp_path: Path, here: None, other: dict[str, Any]
+) -> None:
+    source, out = write(tmp_path / "a.tif", noise(300, 300)), tmp_path / "m.zarr"
+    call: dict[str, Any] = {"model": contrasting(2), **SETTINGS, "uncertainty": True}
+    infer(source, out=tmp_path / "whole.zarr", **call)
+    half_made(source, out, **call)
+    half_made(source, out, 3, **{**call, **other}, scratch=tmp_path / "other")
     infer(source, out=out, **call)
     for name in ("", ".uncertainty"):
         assert files(tmp_path / f"m{name}.zarr") == files(tmp_path / f"whole{name}.zarr")

@@ -20,6 +20,7 @@ from raysegment.inference.image import Image
 from raysegment.inference.plan import ImagePlan, Plan
 from raysegment.inference.request import Request, choose_cells, choose_tile, least_tile_bytes
 from raysegment.inference.results import readable_bytes
+from raysegment.inference.writing import outputs_of
 from raysegment.mask.outputs import SIDE_OUTPUTS, side_path
 from raysegment.mask.store import finished, is_ours, remove_store
 from raysegment.model.file import file_identity, load_model, load_spec
@@ -179,10 +180,10 @@ class Job:
         if differences:
             return None
         scratch.forget_attempts()
-        for image in todo:
-            if finished(image.out) is not None:  # of another recipe, or it would have been answered
-                self.clear_outputs(todo, scratch, plan)
-                break
+        outs = {str(image.out) for image in todo}
+        mine = (outputs_of(plan, i) for i, image in enumerate(plan.images) if image.output in outs)
+        if not all(outputs.may_go_on() for outputs in mine):  # a call with another scratch came between
+            self.clear_outputs(todo, scratch, plan)
         return self._here(plan)
 
     def _unlike(self, plan: Plan, todo: Sequence[Image]) -> list[str]:

@@ -12,6 +12,7 @@ from raysegment.inference.job import Job, check_space
 from raysegment.inference.plan import ImagePlan, Plan
 from raysegment.inference.request import choose_tile
 from raysegment.inference.resolve import copy_dear_sources, draft, is_dear, measured_plan, planned
+from raysegment.inference.writing import outputs_of
 from raysegment.mask.outputs import SIDE_OUTPUTS, side_path
 from raysegment.mask.store import finished, is_ours, remove_store
 from raysegment.storage import location
@@ -82,10 +83,10 @@ class Joining:
         others."""
         wanted = {str(image.out): at for at, image in self.todo.items()}
         kept: dict[int, ImagePlan] = {}
-        for made in plan.images:
+        for index, made in enumerate(plan.images):
             at = wanted.get(made.output)
             same = at is not None and not self.job.differences_of_image(self.todo[at], plan, made)
-            if at is not None and same and finished(location(made.output)) is None:
+            if at is not None and same and outputs_of(plan, index).may_go_on():
                 # the same content may lie elsewhere by now
                 kept[at] = made.model_copy(update={"source": self.todo[at].stored.path})
             else:

@@ -31,6 +31,7 @@ def outputs_of(plan: Plan, index: int) -> Outputs:
         len(plan.classes),
         plan.block_edge(index),
         sides,
+        plan.recipe(image),
     )
 
 

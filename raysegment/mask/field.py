@@ -9,8 +9,8 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from raysegment.geometry import Size, Window
-from raysegment.mask.coding import FIELD_KEY
-from raysegment.mask.store import BEGUN, MaskHeader, chunk_edge, multiscale, placement, sweep, write_whole
+from raysegment.mask.coding import FIELD_KEY, KEY
+from raysegment.mask.store import MaskHeader, chunk_edge, multiscale, placement, sweep, write_whole
 from raysegment.storage import Location
 from raysegment.storage.objects import zarr_store
 
@@ -36,7 +36,8 @@ class FieldStore:
             dtype=np.uint8,
             compressors=ZstdCodec(level=3),
             fill_value=0,
-            attributes=BEGUN,
+            # whose it is, while there is no root
+            attributes={KEY: {}},
             dimension_names=(*("c" for _ in leading), "y", "x"),
         )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from raysegment.geometry import Size, Window
 from raysegment.mask.field import FieldStore
-from raysegment.mask.store import MaskHeader, MaskStore
+from raysegment.mask.store import MaskHeader, MaskStore, is_ours
 from raysegment.storage import Location
 
 SIDE_OUTPUTS = ("probabilities", "uncertainty")
@@ -36,12 +37,22 @@ class Outputs:
         classes: int,
         shard: int,
         sides: tuple[str, ...],
+        recipe: dict[str, Any] | None = None,
     ) -> Outputs:
+        """`recipe`: what decides the values; `shard`: the edge of a shard; `sides`: of SIDE_OUTPUTS."""
         fields = {
             name: FieldStore(side_path(out, name), shape, classes if name == "probabilities" else None, shard)
             for name in sides
         }
-        return cls(MaskStore(out, shape, dtype, shard), fields)
+        begun = {"recipe": recipe, "beside": list(sides)}
+        return cls(MaskStore(out, shape, dtype, shard, begun), fields)
+
+    def may_go_on(self) -> bool:
+        """Whether what lies there, if anything does, was begun as it would be here: shards of it may then be kept."""
+        beside = [field.path for field in self.fields.values()]
+        if not any(path.exists() for path in (self.mask.path, *beside)):
+            return True
+        return self.mask.is_begun_so() and all(map(is_ours, beside))
 
     def create(self) -> None:
         """Make every array, empty."""

@@ -3,7 +3,7 @@
 Root attributes, besides ``ome``: ``raysegment`` (class coding, nodata, origin, recipe) and, for a georeferenced
 source, ``proj:code`` or ``proj:wkt2`` and ``spatial:transform``. Nothing in the store names a time, a host or a run.
 The root ``zarr.json`` is written last: while it is missing, there is no mask. Whose it is then, level 0 says: its array
-has an attribute ``raysegment``, which is empty.
+has an attribute ``raysegment``, which says what it was begun with.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from raysegment.storage.objects import children, remove, zarr_store
 #: The smallest level of the pyramid is not larger than this.
 TOP_LEVEL_PX = 1024
 CHUNK_PX = 1024
-#: Attributes of level 0 of all that is written here: while there is no root, they say whose it is.
-BEGUN: dict[str, Any] = {KEY: {}}
 _OME_UNITS = {"um": "micrometer", "m": "meter"}
 
 
@@ -66,11 +64,16 @@ class MaskHeader:
 
 
 class MaskStore:
-    """An OME-Zarr mask that is being written. `shard` is the edge of a shard: one writer each."""
+    """An OME-Zarr mask that is being written. `shard` is the edge of a shard: one writer each. `begun`: what a run
+    must have in common with the one that began it, to go on with it."""
 
-    def __init__(self, path: Location, shape: Size, dtype: np.dtype, shard: int) -> None:
+    def __init__(
+        self, path: Location, shape: Size, dtype: np.dtype, shard: int, begun: dict[str, Any] | None = None
+    ) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
         self.shard, self.chunk = shard, chunk_edge(shard)
+        self.attributes: dict[str, Any] = {KEY: begun or {}}
+        """Of the array of level 0."""
 
     @property
     def level_shapes(self) -> list[Size]:
@@ -94,9 +97,16 @@ class MaskStore:
                 dtype=self.dtype,
                 compressors=ZstdCodec(level=3),
                 fill_value=int(np.iinfo(self.dtype).max),
-                attributes=BEGUN if level == 0 else None,
+                attributes=self.attributes if level == 0 else None,
                 dimension_names=("y", "x"),
             )
+
+    def is_begun_so(self) -> bool:
+        """Whether what lies there is an unfinished mask, begun with the same in the same shards."""
+        stored = _metadata(self.path / "0")
+        grid = {"name": "regular", "configuration": {"chunk_shape": [self.shard, self.shard]}}
+        is_alike = (stored.get("attributes"), stored.get("chunk_grid")) == (self.attributes, grid)
+        return is_alike and not (self.path / "zarr.json").is_file()
 
     def shards(self, level: int) -> list[Window]:
         """The pixels of every shard of a level."""
@@ -192,13 +202,19 @@ def is_ours(path: Location) -> bool:
 
 def _stored_attributes(path: Location) -> dict[str, Any]:
     """Attributes of the Zarr at `path`; none where its metadata is missing or cannot be understood."""
+    attributes = _metadata(path).get("attributes")
+    return attributes if isinstance(attributes, dict) else {}
+
+
+def _metadata(path: Location) -> dict[str, Any]:
+    """The same of all of its metadata."""
     if not (path / "zarr.json").is_file():
         return {}
     try:
-        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-    except (ValueError, KeyError, TypeError):
+        stored = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    except ValueError:
         return {}
-    return attributes if isinstance(attributes, dict) else {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _is_complete(about: Any) -> bool:
