@@ -19,7 +19,6 @@ from raysegment.storage import location
 from raysegment.storage.objects import is_passing
 
 if TYPE_CHECKING:
-    from raysegment.inference.auto import Measured
     from raysegment.inference.scratch import Scratch
 
 
@@ -31,7 +30,7 @@ class Joining:
     ) -> None:
         self.job, self.todo, self.scratch, self.fail = job, todo, scratch, fail
 
-    def settle(self) -> tuple[Plan, dict[int, int], Measured | None] | None:
+    def settle(self) -> tuple[Plan, dict[int, int]] | None:
         """The plan, written down; for each of its images that is to be worked on, its place in the call.
 
         None when every image was set aside.
@@ -46,17 +45,15 @@ class Joining:
         new = self._planned(old, [at for at in self.todo if at not in kept])
         if not self.todo:
             return None
-        measured = None
         if old is None:
-            fresh = self._measured(list(new), list(new.values()))
-            if fresh is None:
-                return None
-            plan, measured = fresh
+            plan = self._measured(list(new), list(new.values()))
         else:
             plan = old.model_copy(update={"images": (*kept.values(), *new.values())})
+        if plan is None:
+            return None
         self._warn_of_space(plan, len(kept))
         self.job.clear_outputs([self.todo[at] for at in new], self.scratch, plan)
-        return plan, dict(enumerate([*kept, *new])), measured
+        return plan, dict(enumerate([*kept, *new]))
 
     def _resumable(self) -> Plan | None:
         """The unfinished plan that is there, where further images can join it."""
@@ -115,7 +112,7 @@ class Joining:
                 new[at] = one
         return new
 
-    def _measured(self, places: list[int], images: list[ImagePlan]) -> tuple[Plan, Measured] | None:
+    def _measured(self, places: list[int], images: list[ImagePlan]) -> Plan | None:
         """The first plan, measured on the first image whose pixels can be read; None when there is none such."""
         model = self.job.load()
         plan = draft(self.job, []).model_copy(update={"images": tuple(images)})
@@ -125,14 +122,14 @@ class Joining:
             try:
                 first = reopened(self.todo[at])
                 others = [self.todo[p] for p in places if p != at]
-                settled, measured = measured_plan(self.job, rotated, [first, *others], model)
+                settled, _ = measured_plan(self.job, rotated, [first, *others], model)
                 first.stored.close()
             except (WorkError, InputError) as e:
                 reasons[at] = e
                 continue
             by_output = {i.output: i for i in settled.images}
             ordered = tuple(by_output[i.output] for i in images)
-            return settled.model_copy(update={"images": ordered}), measured
+            return settled.model_copy(update={"images": ordered})
         for at, error in reasons.items():
             self.fail(at, str(error), is_passing(error))
         return None

@@ -137,7 +137,7 @@ class _Run:
         settled = Joining(self.job, self.todo, self.scratch, self._fail).settle()
         if settled is None:
             return None
-        plan, places, _ = settled
+        plan, places = settled
         if self_check:
             from raysegment.inference.selfcheck import self_check as check
 
