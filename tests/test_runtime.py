@@ -289,21 +289,30 @@ def test_threads_share_one_ray_until_the_last_is_done(monkeypatch: pytest.Monkey
         said.append("started")
         begun.wait(0.1)  # long enough for the others to come by
 
-    ray = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: said.append("ended"))
+    ray = SimpleNamespace(is_initialized=lambda: bool(said), shutdown=lambda: said.append("ended"))
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(embedded, "OURS", threading.Event())  # others may hold a Ray
     monkeypatch.setattr(embedded, "_sharers", 0)
     monkeypatch.setattr(embedded, "_start", start)
     monkeypatch.setattr(embedded, "joined", contextlib.nullcontext)
-    together = threading.Barrier(3, timeout=10)
+    together, is_there, others_left = threading.Barrier(3, timeout=10), threading.Event(), threading.Event()
 
-    def work(_: int) -> None:
+    def work(number: int) -> None:
+        if number == 2:
+            is_there.wait(10)
         with embedded.cluster(1):
+            is_there.set()
             together.wait()
+            if number == 2:
+                others_left.wait(10)
             said.append("worked")
 
     with ThreadPoolExecutor(3) as threads:
-        list(threads.map(work, range(3)))
+        running = [threads.submit(work, number) for number in range(3)]
+        for one in running[:2]:
+            one.result(10)
+        others_left.set()
+        running[2].result(10)
     assert said == ["started", "worked", "worked", "worked", "ended"]
 
 
@@ -317,7 +326,11 @@ def test_a_ray_that_does_not_come_up_is_started_again(
 
     def init(**_: Any) -> None:
         if len(started) < failures:
-            started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", tmp_path]))
+            code = "import time; print(flush=True); time.sleep(600)"
+            child = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+            started.append(child)
+            assert child.stdout is not None
+            child.stdout.readline()  # by now it has the name that it is known by
             raise Exception("The current node\n timed out during startup.")  # as plain as Ray's own
 
     ray = SimpleNamespace(
@@ -346,7 +359,7 @@ def test_a_ray_that_does_not_come_up_is_started_again(
     finally:
         for child in (ours, *started):
             child.kill()
-            child.wait()
+            child.communicate()
 
 
 @pytest.mark.parametrize(

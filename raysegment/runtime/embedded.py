@@ -60,7 +60,9 @@ def cluster(
     embedded one takes seconds to start, most of which are waiting: `meanwhile` is done beside it, in a thread.
     """
     with joined():
-        if is_connected():
+        with _sharing:  # one that is just being started is waited for
+            is_borrowed = is_connected() and not OURS.is_set()
+        if is_borrowed:
             yield
         else:
             with _embedded(workers, dashboard, meanwhile):

@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import torch
 from raysegment import console, errors
 from raysegment.console import counted
 from raysegment.errors import RaysegmentError, WorkError
-from raysegment.runtime import cluster
+from raysegment.runtime import cluster, is_connected
 from raysegment.storage import Url
 from raysegment.storage.objects import Entry, entries, put, remove
 from raysegment.training.loop import Job, work
@@ -48,7 +47,7 @@ def launch(job: Job, team: Team, check: Callable[[], None]) -> None:
     """
     run = replace(job.run, launch=f"-{secrets.token_hex(4)}")
     job = replace(job, run=run)
-    borrowed = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    borrowed = is_connected()
     remove(run.failure)
     with cluster(team.most * team.threads, dashboard=console.is_verbose()):
         say_if_busy(team)
