@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from raysegment.geometry import Size, Window
 from raysegment.inference.plan import VIEWS
 from raysegment.inference.results import InferResult
+from raysegment.mask.header import MaskHeader
 from raysegment.mask.outputs import side_path
-from raysegment.mask.store import MaskHeader
 from raysegment.raster.resolution import to_source
 from raysegment.raster.salvage import Failure, merged
 from raysegment.storage import Location, location

@@ -10,7 +10,8 @@ from zarr.codecs import ZstdCodec
 
 from raysegment.geometry import Size, Window
 from raysegment.mask.coding import FIELD_KEY, KEY
-from raysegment.mask.store import MaskHeader, chunk_edge, multiscale, placement, sweep, write_whole
+from raysegment.mask.header import MaskHeader, multiscale, placement
+from raysegment.mask.store import chunk_edge, sweep, write_whole
 from raysegment.storage import Location
 from raysegment.storage.objects import zarr_store
 

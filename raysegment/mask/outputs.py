@@ -9,7 +9,8 @@ import numpy as np
 
 from raysegment.geometry import Size, Window
 from raysegment.mask.field import FieldStore
-from raysegment.mask.store import MaskHeader, MaskStore, is_ours
+from raysegment.mask.header import MaskHeader
+from raysegment.mask.store import MaskStore, is_ours
 from raysegment.storage import Location
 
 SIDE_OUTPUTS = ("probabilities", "uncertainty")

@@ -11,7 +11,8 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from raysegment.geometry import Size, Window
-from raysegment.mask.store import MaskHeader, MaskStore, mode_2x2
+from raysegment.mask.header import MaskHeader
+from raysegment.mask.store import MaskStore, mode_2x2
 from raysegment.scene import place
 from raysegment.scene.landscape import TILE_PX, Landscape
 from raysegment.scene.materials import CLASSES
