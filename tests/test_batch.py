@@ -143,6 +143,7 @@ def test_one_image_replaced_is_one_image_done_again(job: Job) -> None:
     changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     assert {name.split("/c/")[0] for name in changed if not name.startswith(".")} == {
         "day1/s3.zarr/0",
+        "day1/s3.zarr/0/zarr.json",
         "day1/s3.zarr/zarr.json",
     }
     assert job.counts() == (0, 5, 0)
@@ -706,7 +707,7 @@ def test_pictures_come_after_all_that_programs_read(
     def told(image: str, *args: Any, **how: Any) -> Any:
         drawn.append(Path(image).name)
         assert json.loads((job.folder / "reports/report.json").read_text())["counts"]["done"] == 2
-        assert run.status(job.file).runs[-1]["counts"]["done"] == 2
+        assert len(run.status(job.file).runs) == (3 if hook[1] else 1)
         if hook[1]:  # the third night
             raise KeyboardInterrupt
         return draw(image, *args, **how)
