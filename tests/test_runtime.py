@@ -341,6 +341,8 @@ def test_a_ray_that_does_not_come_up_is_started_again(
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(embedded, "close_token_file", lambda: None)
+    monkeypatch.setattr(embedded, "OURS", threading.Event())  # others may hold a Ray
+    monkeypatch.setattr(embedded, "_sharers", 0)
     try:
         if failures == 1:
             with embedded.cluster(1):
