@@ -50,18 +50,21 @@ class Holder:
     @property
     def is_dead(self) -> bool:
         """Whether it has run out, or was a process that this one could see, and is no more."""
-        if time.time() > self.expires_at:
-            return True
+        return time.time() > self.expires_at or self.is_seen is False
+
+    @property
+    def is_seen(self) -> bool | None:
+        """Whether the process is there; None where this one could not see it."""
         # a container may have the name of its host, and its own pids
         if not self.kernel or self.kernel != _kernel():
-            return False
+            return None
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
-            return True
-        except PermissionError:
             return False
-        return False
+        except PermissionError:
+            return True
+        return True
 
 
 class Lease:
@@ -170,7 +173,10 @@ def _holder(place: Location) -> Holder | None:
 
 
 def _wait_for(place: Location, holder: Holder) -> None:
-    """Return when the lock has run out or is gone. Raises LockedError as soon as it is renewed."""
+    """Return when the lock has run out or is gone. Raises LockedError as soon as its holder is known to live: where it
+    cannot be seen, by its renewing the lock."""
+    if holder.is_seen:
+        raise _locked(place, holder)
     console.say(
         f"{place} is held by {holder}: waiting {holder.expires_at - time.time():.0f} s whether it is alive"
     )
@@ -180,4 +186,8 @@ def _wait_for(place: Location, holder: Holder) -> None:
         if now is None:
             return
         if now != holder:
-            raise LockedError(f"{place} is held by {now}: wait for it, or name another output")
+            raise _locked(place, now)
+
+
+def _locked(place: Location, holder: Holder) -> LockedError:
+    return LockedError(f"{place} is held by {holder}: wait for it, or name another output")
